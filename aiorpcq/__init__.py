@@ -1,0 +1,70 @@
+"""RPC for asyncio over RabbitMQ: `await client.call("add", 2, 3)`."""
+
+from .client import CallOptions, Client, State, Task
+from .codec import Codec, Codecs, JsonCodec, MsgpackCodec
+from .errors import (
+    BacklogLimitExceeded,
+    CodecError,
+    ConnectFailed,
+    ConnectionLost,
+    ContentDisallowed,
+    DeadlineExceeded,
+    InvalidArguments,
+    MethodNotFound,
+    NoWorkers,
+    Overloaded,
+    PayloadTooLarge,
+    Poisoned,
+    Rejected,
+    RemoteError,
+    RPCError,
+    TaskRevoked,
+    TopologyMismatch,
+    UnknownTask,
+    Unroutable,
+    UnsupportedVersion,
+    UsageError,
+    WorkerLost,
+)
+from .protocol.executions import CacheLimits
+from .protocol.outofband import OutOfBandLimits
+from .service import Context, Service
+from .worker import Worker
+
+__all__ = [
+    "BacklogLimitExceeded",
+    "CacheLimits",
+    "CallOptions",
+    "Client",
+    "Codec",
+    "CodecError",
+    "Codecs",
+    "ConnectFailed",
+    "ConnectionLost",
+    "ContentDisallowed",
+    "Context",
+    "DeadlineExceeded",
+    "InvalidArguments",
+    "JsonCodec",
+    "MethodNotFound",
+    "MsgpackCodec",
+    "NoWorkers",
+    "OutOfBandLimits",
+    "Overloaded",
+    "PayloadTooLarge",
+    "Poisoned",
+    "RPCError",
+    "Rejected",
+    "RemoteError",
+    "Service",
+    "State",
+    "Task",
+    "TaskRevoked",
+    "TopologyMismatch",
+    "UnknownTask",
+    "Unroutable",
+    "UnsupportedVersion",
+    "UsageError",
+    "Worker",
+    "WorkerLost",
+]

@@ -1,0 +1,59 @@
+"""Deadlines: how long a call has, what it inherits from the call it is made in, and what a worker may believe of it."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Final, NamedTuple
+
+__all__ = ["CLOCK_TOLERANCE", "RETURN_GRACE", "Lineage", "check_timeout", "current_lineage", "run_deadline"]
+
+RETURN_GRACE: Final = 0.1
+"""Seconds a caller waits past the expiration it sent, so that a request that expired in the broker comes back as not
+run before the caller's own timer says that nothing is known."""
+
+CLOCK_TOLERANCE: Final = 60.0
+"""Seconds by which the clocks of caller and worker may differ."""
+
+MAXIMUM_TIMEOUT: Final = 4_000_000.0
+"""Seconds, about 46 days: RabbitMQ refuses an expiration above 2^32 - 1 milliseconds."""
+
+
+class Lineage(NamedTuple):
+    """What a call made inside a method inherits: the time left, and the ids that tie the two together.
+
+    *deadline* is on the monotonic clock of the event loop, None where the outer call has none.
+    """
+
+    deadline: float | None
+    task_id: str
+    root_id: str
+
+
+current_lineage: ContextVar[Lineage | None] = ContextVar("aiorpcq_lineage", default=None)
+
+
+def check_timeout(timeout: float | None, option: str = "timeout") -> float | None:
+    """Return *timeout* as it was given, or raise `ValueError` naming *option*; None is no timeout."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise ValueError(f"{option}: {timeout!r} is not a number of seconds or None")
+    if not 0 <= timeout <= MAXIMUM_TIMEOUT:  # NaN fails both comparisons
+        raise ValueError(f"{option}: {timeout!r} is not between 0 and {MAXIMUM_TIMEOUT:.0f} seconds")
+    return float(timeout)
+
+
+def run_deadline(
+    expiration: float | None, deadline: float | None, received_at: float, wall_clock: float
+) -> float | None:
+    """Return when a worker must stop a run, on the clock of *received_at*; None for never.
+
+    The smaller of *expiration* counted from receipt, and the absolute *deadline* against the worker's own wall clock
+    plus the tolerated skew. The first is blind to the time spent in the queue, the second to clocks that differ.
+    """
+    budgets = []
+    if expiration is not None:
+        budgets.append(expiration)
+    if deadline is not None:
+        budgets.append(deadline - wall_clock + CLOCK_TOLERANCE)
+    return received_at + min(budgets) if budgets else None

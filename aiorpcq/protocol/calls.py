@@ -1,0 +1,319 @@
+"""The caller's table: what is pending, how the states of a task merge, and where everything else goes.
+
+A call is in the table from before its request is published until it is settled by a terminal state, an error or its
+deadline, or until its caller goes away. Whatever ends it, nothing of it stays: ids that the table made itself are
+recognised by their prefix and counter, others by a bounded ring, so that a late state is dropped and not parked.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from enum import Enum
+from typing import Any, Final
+
+from ..errors import RPCError
+from ..states import PENDING, is_terminal, precedence
+from .messages import StateMessage
+from .outofband import OutOfBandBuffer, OutOfBandLimits, TombstoneRing
+from .timers import DeadlineWheel
+
+__all__ = ["Backlog", "Call", "CallTable", "Phase", "Sending", "TaskIds"]
+
+_TOMBSTONES: Final = 16_384
+
+
+class Phase(Enum):
+    """Where a call is. A call leaves PENDING once, for good."""
+
+    PENDING = "pending"
+    SETTLED = "settled"
+    """A terminal state came, or an error that says why none will."""
+    ABANDONED = "abandoned"
+    """Its caller went away: cancelled or forgotten."""
+
+
+class Sending(Enum):
+    """How far the request of a call has come, which is what is known of it when the link is lost."""
+
+    UNSENT = "unsent"
+    SENT = "sent"
+    CONFIRMED = "confirmed"
+    NOT_OURS = "not ours"
+    """Somebody else submitted the task; we only listen."""
+
+
+class Backlog:
+    """The states of one task that a reader can still see: the newest *limit*, and how many there were before them."""
+
+    __slots__ = ("dropped", "limit", "states")
+
+    def __init__(self, limit: int) -> None:
+        self.states: deque[StateMessage] = deque()
+        self.limit = limit
+        self.dropped = 0
+
+    def append(self, message: StateMessage) -> None:
+        if len(self.states) >= self.limit:
+            self.states.popleft()
+            self.dropped += 1
+        self.states.append(message)
+
+    @property
+    def end(self) -> int:
+        """Position behind the newest state."""
+        return self.dropped + len(self.states)
+
+    def at(self, position: int) -> StateMessage | None:
+        """Return the state at *position*, None where it was dropped."""
+        index = position - self.dropped
+        return self.states[index] if index >= 0 else None
+
+
+class Call:
+    """A call as its caller knows it; a plain slotted class, since one is made for every call.
+
+    *owner*, *waiter* and *watchers* are the shell's: whose call it is, what to wake at its end, what to wake at every
+    state. *readers* counts its streams. *backlog* is None for a call whose states nobody asked for. *foreign* says that the id was not made by this table's `TaskIds`.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "attempt",
+        "backlog",
+        "deadline",
+        "error",
+        "foreign",
+        "name",
+        "owner",
+        "phase",
+        "readers",
+        "sending",
+        "sequence",
+        "slot",
+        "task_id",
+        "terminal",
+        "waiter",
+        "watchers",
+    )
+
+    def __init__(
+        self,
+        task_id: str,
+        owner: Any,
+        deadline: float | None,
+        backlog: Backlog | None = None,
+        foreign: bool = False,
+    ) -> None:
+        self.task_id = task_id
+        self.owner = owner
+        self.foreign = foreign
+        self.waiter: Any = None
+        self.watchers: list[Any] | None = None
+        self.readers = 0
+        self.deadline = deadline
+        self.slot = 0
+        self.phase = Phase.PENDING
+        self.sending = Sending.UNSENT
+        self.name = PENDING
+        self.attempt = 1
+        self.sequence = 0
+        self.backlog = backlog
+        self.terminal: StateMessage | None = None
+        self.error: RPCError | None = None
+
+    @property
+    def maybe_executed(self) -> bool:
+        """Whether, by what is known here, the method may have run."""
+        return self.sending is not Sending.UNSENT
+
+    def merge(self, message: StateMessage) -> bool:
+        """Take *message* in; return whether it changed anything.
+
+        A terminal state wins over all that is not, the first of several wins; of the others the higher attempt wins,
+        then the higher sequence, then Celery's precedence. So any order of arrival ends the same.
+        """
+        if self.terminal is not None:
+            return False
+        name = message.name
+        if is_terminal(name):
+            self.terminal = message
+            self.phase = Phase.SETTLED
+        elif self._is_older(message):
+            return False
+        self.attempt = message.attempt
+        self.sequence = message.sequence
+        self.name = name
+        if self.backlog is not None:
+            self.backlog.append(message)
+        return True
+
+    def _is_older(self, message: StateMessage) -> bool:
+        if message.attempt != self.attempt:
+            return message.attempt < self.attempt
+        if message.sequence != self.sequence:
+            return message.sequence < self.sequence
+        return precedence(message.name) >= precedence(self.name)
+
+
+class TaskIds:
+    """Task ids of one router: a random prefix of 128 bits and a counter, so that an old id is known for its own."""
+
+    __slots__ = ("_prefix", "count")
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix + "-"
+        self.count = 0
+
+    def new(self) -> str:
+        self.count += 1
+        return f"{self._prefix}{self.count:x}"
+
+    def made(self, task_id: str) -> bool:
+        """Tell whether *task_id* is one of those made so far."""
+        if not task_id.startswith(self._prefix):
+            return False
+        try:
+            return 0 < int(task_id[len(self._prefix) :], 16) <= self.count
+        except ValueError:
+            return False
+
+
+class CallTable:
+    """Pending calls by task id, and the out-of-band buffer and tombstones behind them.
+
+    The counters are plain integers that only grow: *duplicates* (a state of a task that is settled), *parked*, *stale*
+    (a state that an earlier one outdates), *evicted*.
+    """
+
+    __slots__ = ("_ids", "_out_of_band", "_tombstones", "_wheel", "duplicates", "parked", "pending", "stale")
+
+    def __init__(self, ids: TaskIds, limits: OutOfBandLimits, tombstones: int = _TOMBSTONES) -> None:
+        self.pending: dict[str, Call] = {}
+        self._out_of_band = OutOfBandBuffer(limits)
+        self._tombstones = TombstoneRing(tombstones)
+        self._ids = ids
+        self._wheel: DeadlineWheel[Call] = DeadlineWheel()
+        self.duplicates = 0
+        self.parked = 0
+        self.stale = 0
+
+    @property
+    def evicted(self) -> int:
+        """States that a bound of the out-of-band buffer has pushed out."""
+        return self._out_of_band.evicted
+
+    @property
+    def out_of_band(self) -> OutOfBandBuffer:
+        """What is parked."""
+        return self._out_of_band
+
+    def add(self, call: Call) -> None:
+        """Register *call*, before its request is published. The task id must not be pending already."""
+        if call.task_id in self.pending:
+            raise ValueError(f"task id {call.task_id!r} is pending already")
+        self.pending[call.task_id] = call
+        if call.deadline is not None:
+            call.slot = self._wheel.add(call.deadline, call)
+
+    def attach(self, call: Call) -> None:
+        """Register *call* for a task somebody else submitted, and give it what came early."""
+        self._tombstones.discard(call.task_id)
+        for message in self._out_of_band.read(call.task_id):
+            call.merge(message)
+        call.sending = Sending.NOT_OURS
+        if call.phase is Phase.PENDING:
+            self._out_of_band.take(call.task_id)
+            self.add(call)
+
+    def is_gone(self, task_id: str) -> bool:
+        """Tell whether the task is known to be settled, with nothing of it left here."""
+        if task_id in self.pending or task_id in self._out_of_band:
+            return False
+        return self._ids.made(task_id) or task_id in self._tombstones
+
+    def receive(self, message: StateMessage, now: float) -> Call | None:
+        """Take a state in; return the call that it changed, None where it changed none."""
+        call = self.pending.get(message.task_id)
+        if call is None:
+            self._receive_unawaited(message, now)
+            return None
+        if not call.merge(message):
+            self.stale += 1
+            return None
+        if call.terminal is not None:
+            self._remove(call)
+        return call
+
+    def fail(self, call: Call, error: RPCError) -> bool:
+        """Settle *call* with *error*; return False where it was settled already."""
+        if call.phase is not Phase.PENDING:
+            return False
+        call.phase = Phase.SETTLED
+        call.error = error
+        self._remove(call)
+        return True
+
+    def abandon(self, call: Call) -> None:
+        """Remove every trace of *call*: its caller went away."""
+        if call.phase is Phase.PENDING:
+            call.phase = Phase.ABANDONED
+            self._remove(call)
+
+    def detach(self, call: Call, now: float) -> None:
+        """Undo `attach`: its reader went away, and another may come."""
+        if call.phase is Phase.PENDING:
+            call.phase = Phase.ABANDONED
+            self.pending.pop(call.task_id, None)
+            if call.deadline is not None:
+                self._wheel.discard(call.slot, call)
+            if call.backlog is not None:
+                self.park(call.backlog.states, now)
+
+    def park(self, messages: Iterable[StateMessage], now: float) -> None:
+        """Keep the states of a task whose reader may still come."""
+        for message in messages:
+            self._out_of_band.put(message, now)
+
+    def forget(self, task_id: str) -> Call | None:
+        """Drop all that is held of a task; return its call where one was pending."""
+        self._out_of_band.take(task_id)
+        call = self.pending.get(task_id)
+        if call is not None:
+            self.abandon(call)
+        elif not self._ids.made(task_id):
+            self._tombstones.add(task_id)
+        return call
+
+    def expire(self, now: float) -> list[Call]:
+        """Settle and return the calls whose deadline is past, and drop what is parked for too long."""
+        self._out_of_band.evict(now)
+        expired = self._wheel.expire(now)
+        for call in expired:
+            call.phase = Phase.SETTLED
+            self.pending.pop(call.task_id, None)
+            if call.foreign:
+                self._tombstones.add(call.task_id)
+        return expired
+
+    def next_deadline(self) -> float | None:
+        """Return when `expire` has something to do at the earliest."""
+        call, parked = self._wheel.next_deadline(), self._out_of_band.next_expiry()
+        if call is None or parked is None:
+            return parked if call is None else call
+        return min(call, parked)
+
+    def _receive_unawaited(self, message: StateMessage, now: float) -> None:
+        task_id = message.task_id
+        if task_id in self._tombstones or self._ids.made(task_id):
+            self.duplicates += 1
+            return
+        self.parked += 1
+        self._out_of_band.put(message, now)
+
+    def _remove(self, call: Call) -> None:
+        self.pending.pop(call.task_id, None)
+        if call.deadline is not None:
+            self._wheel.discard(call.slot, call)
+        if call.foreign:
+            self._tombstones.add(call.task_id)

@@ -1,0 +1,180 @@
+"""Exceptions as plain values, and back.
+
+A FAILURE state's value is a mapping. `error` names the class of this library that the caller raises, `message` and
+`maybe_executed` go with it. It is "RemoteError" where the method raised; then the rest is `type`, `module`, `message`, `args`, `traceback`, `notes` and `cause`, a
+mapping like it. Nothing is imported or looked up by name on the way back but what the caller has registered.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from ..errors import (
+    CodecError,
+    ContentDisallowed,
+    DeadlineExceeded,
+    InvalidArguments,
+    MethodNotFound,
+    Overloaded,
+    PayloadTooLarge,
+    Poisoned,
+    Rejected,
+    RemoteError,
+    RPCError,
+    TaskRevoked,
+    UnsupportedVersion,
+    WorkerLost,
+)
+
+__all__ = ["ExceptionRegistry", "describe_error", "describe_exception", "rebuild_error"]
+
+_TEXT_LIMIT: Final = 16_384
+_TRACEBACK_LIMIT: Final = 65_536
+_CAUSE_DEPTH_LIMIT: Final = 8
+_NOTES_LIMIT: Final = 32
+_ARGUMENTS_LIMIT: Final = 32
+
+_LOCAL_ERRORS: Final = {
+    cls.__name__: cls
+    for cls in (
+        CodecError,
+        ContentDisallowed,
+        DeadlineExceeded,
+        InvalidArguments,
+        MethodNotFound,
+        Overloaded,
+        PayloadTooLarge,
+        Poisoned,
+        Rejected,
+        TaskRevoked,
+        UnsupportedVersion,
+        WorkerLost,
+    )
+}
+
+
+class ExceptionRegistry:
+    """The exception classes a caller wants to catch as themselves, by module and qualified name."""
+
+    __slots__ = ("_classes",)
+
+    def __init__(self, classes: Iterable[type[Exception]] = ()) -> None:
+        self._classes: dict[tuple[str, str], type[RemoteError]] = {}
+        for cls in classes:
+            self.register(cls)
+
+    def register(self, cls: type[Exception]) -> None:
+        """Let a remote exception of *cls* be raised as an instance of both `RemoteError` and *cls*.
+
+        The constructor of *cls* is never called; `args` is what the remote exception had.
+        """
+        if not (isinstance(cls, type) and issubclass(cls, Exception)):
+            raise ValueError(f"{cls!r} is not an exception class")
+        try:
+            combined = type(cls.__name__, (RemoteError, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+        except TypeError as error:
+            raise ValueError(f"{cls.__qualname__} cannot be combined with RemoteError: {error}") from error
+        self._classes[cls.__module__, cls.__qualname__] = combined
+
+    def find(self, module: str, name: str) -> type[RemoteError]:
+        """Return the class to raise for a remote exception."""
+        return self._classes.get((module, name), RemoteError)
+
+
+def describe_error(error: RPCError) -> dict[str, Any]:
+    """Return the value of a FAILURE state that this library caused."""
+    return {
+        "error": type(error).__name__,
+        "message": error.message[:_TEXT_LIMIT],
+        "maybe_executed": error.maybe_executed,
+    }
+
+
+def describe_exception(exception: BaseException, can_encode: Callable[[Any], bool]) -> dict[str, Any]:
+    """Return the value of a FAILURE state that the method caused by raising *exception*.
+
+    Arguments that *can_encode* refuses are replaced by their `repr`. Texts are cut at 16 KiB, the traceback at 64 KiB, the
+    chain of causes at 8.
+    """
+    return {"error": RemoteError.__name__, **_describe(exception, can_encode, _CAUSE_DEPTH_LIMIT, set())}
+
+
+def rebuild_error(value: Any, registry: ExceptionRegistry, task_id: str) -> RPCError:
+    """Return the error that the value of a FAILURE state describes; one that makes no sense is a `RemoteError` too."""
+    if not isinstance(value, Mapping):
+        return RemoteError(_text(value), task_id=task_id)
+    name = value.get("error")
+    local = _LOCAL_ERRORS.get(name) if isinstance(name, str) else None
+    if local is not None:
+        maybe_executed = value.get("maybe_executed")
+        return local(
+            _text(value.get("message", "")),
+            task_id=task_id,
+            maybe_executed=maybe_executed if isinstance(maybe_executed, bool) else None,
+        )
+    return _rebuild(value, registry, task_id, _CAUSE_DEPTH_LIMIT)
+
+
+def _describe(
+    exception: BaseException, can_encode: Callable[[Any], bool], depth: int, seen: set[int]
+) -> dict[str, Any]:
+    cls = type(exception)
+    seen.add(id(exception))
+    described: dict[str, Any] = {
+        "type": cls.__qualname__,
+        "module": cls.__module__,
+        "message": _safe(str, exception),
+        "args": [
+            argument if can_encode(argument) else _safe(repr, argument)
+            for argument in exception.args[:_ARGUMENTS_LIMIT]
+        ],
+        "traceback": _format(exception, chain=depth == _CAUSE_DEPTH_LIMIT),
+    }
+    notes = getattr(exception, "__notes__", None)
+    if isinstance(notes, list) and notes:
+        described["notes"] = [_safe(str, note) for note in notes[:_NOTES_LIMIT]]
+    cause = exception.__cause__ or (None if exception.__suppress_context__ else exception.__context__)
+    if cause is not None and depth > 1 and id(cause) not in seen:
+        described["cause"] = _describe(cause, can_encode, depth - 1, seen)
+    return described
+
+
+def _format(exception: BaseException, *, chain: bool) -> str:
+    try:
+        text = "".join(traceback.format_exception(exception, chain=chain))
+    except Exception:  # a broken __str__ or __repr__ of the method's own classes
+        return ""
+    return text if len(text) <= _TRACEBACK_LIMIT else "...\n" + text[-_TRACEBACK_LIMIT:]
+
+
+def _safe(convert: Callable[[Any], str], value: Any) -> str:
+    try:
+        text = convert(value)[:_TEXT_LIMIT]
+    except Exception:  # a broken __str__ or __repr__ of the method's own classes
+        return f"<{type(value).__qualname__}>"
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _rebuild(value: Mapping[Any, Any], registry: ExceptionRegistry, task_id: str, depth: int) -> RemoteError:
+    name, module = _text(value.get("type", "Exception")), _text(value.get("module", "builtins"))
+    cause, arguments, notes = value.get("cause"), value.get("args"), value.get("notes")
+    cls = registry.find(module, name)
+    error = cls.__new__(cls)
+    RemoteError.__init__(
+        error,
+        _text(value.get("message", "")),
+        type=name,
+        module=module,
+        args=tuple(arguments) if isinstance(arguments, (list, tuple)) else (),
+        traceback=_text(value.get("traceback", "")),
+        cause=_rebuild(cause, registry, task_id, depth - 1) if isinstance(cause, Mapping) and depth > 1 else None,
+        notes=tuple(map(_text, notes)) if isinstance(notes, (list, tuple)) else (),
+        task_id=task_id,
+    )
+    return error
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)[:_TEXT_LIMIT]

@@ -1,0 +1,217 @@
+"""The native wire, version 1: requests and states to and from AMQP properties, headers and bodies.
+
+A request goes to the request exchange: `correlation_id` is the task id, `type` the method, `reply_to` the caller's reply
+queue, `expiration` what is left until the deadline; headers hold the rest. A state goes to the default exchange with the
+reply queue as its routing key: `correlation_id` is the task id, `type` the state's name. A plain SUCCESS has no headers.
+Bodies hold arguments and values alone. Unknown headers are ignored; another major version is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, Final
+
+from .messages import Outcome, Properties, Publication, Request, StateMessage
+
+__all__ = [
+    "LEADING_HEADER",
+    "VERSION",
+    "MalformedMessage",
+    "ReturnReason",
+    "VersionRefused",
+    "decode_request",
+    "decode_state",
+    "encode_request",
+    "encode_state",
+    "return_reason",
+]
+
+VERSION: Final = 1
+
+LEADING_HEADER: Final = "deadline"
+"""First header of every request that has a deadline, and the only one that differs from one request to the next."""
+
+_ATTEMPT: Final = "attempt"
+_CC: Final = "CC"
+_METADATA: Final = "metadata"
+_PARENT_ID: Final = "parent-id"
+_ROOT_ID: Final = "root-id"
+_SEQUENCE: Final = "sequence"
+_STATES: Final = "states"
+_VERSION: Final = "wire-version"
+_WORKER_ID: Final = "worker-id"
+_NO_HEADERS: Final[Mapping[str, Any]] = {}
+
+_SettledCallback = Callable[[Publication, Outcome], None]
+
+
+class MalformedMessage(Exception):
+    """A message that is not of this wire; the text says which property is missing or of the wrong kind."""
+
+
+class VersionRefused(MalformedMessage):
+    """A message of another major version of the wire."""
+
+
+class ReturnReason(Enum):
+    """Why a request came back to its caller, by the reason of its newest `x-death` entry."""
+
+    EXPIRED = "expired"
+    REJECTED = "rejected"
+    DELIVERY_LIMIT = "delivery_limit"
+    QUEUE_FULL = "maxlen"
+    UNKNOWN = "unknown"
+
+
+def encode_request(
+    request: Request, exchange: str, routing_key: str, settled: _SettledCallback | None = None
+) -> Publication:
+    """Put *request* into its envelope, for *exchange* and *routing_key*."""
+    headers: dict[str, Any] = {}
+    if request.deadline is not None:
+        headers[LEADING_HEADER] = int(request.deadline * 1000)
+    reply_to = request.reply_to
+    if reply_to is not None:
+        # The service queue dead-letters by this key: what expires or is rejected comes back to the caller.
+        headers[_CC] = (reply_to,)
+    if request.states:
+        headers[_STATES] = True
+    if request.attempt != 1:
+        headers[_ATTEMPT] = request.attempt
+    if request.parent_id is not None:
+        headers[_PARENT_ID] = request.parent_id
+        headers[_ROOT_ID] = request.root_id
+    if request.metadata:
+        headers[_METADATA] = request.metadata
+    return Publication(
+        exchange,
+        routing_key,
+        Properties(
+            content_type=request.content_type,
+            content_encoding=request.content_encoding,
+            headers=headers or None,
+            priority=request.priority,
+            correlation_id=request.task_id,
+            reply_to=reply_to,
+            expiration=None if request.expiration is None else int(request.expiration * 1000),
+            type=request.method,
+        ),
+        request.body,
+        True,
+        settled,
+    )
+
+
+def decode_request(properties: Properties, body: bytes) -> Request:
+    """Read a request.
+
+    Raises:
+        VersionRefused: it is of another major version; `correlation_id` and `reply_to` mean what they always do.
+        MalformedMessage: it is not a request.
+    """
+    task_id, method = properties.correlation_id, properties.type
+    if not task_id:
+        raise MalformedMessage("a request without correlation_id")
+    headers = properties.headers or _NO_HEADERS
+    if headers.get(_VERSION, VERSION) != VERSION:
+        raise VersionRefused(f"wire version {headers[_VERSION]!r:.20} is not {VERSION}")
+    if not method:
+        raise MalformedMessage("a request without type")
+    deadline, expiration = headers.get(LEADING_HEADER), properties.expiration
+    request = Request(
+        task_id,
+        method,
+        body,
+        properties.content_type or "",
+        properties.content_encoding,
+        properties.reply_to,
+        None if deadline is None else _integer(deadline, LEADING_HEADER) / 1000,
+        None if expiration is None else expiration / 1000,
+    )
+    if len(headers) > (deadline is not None) + (_CC in headers):  # most requests have no other header
+        request.states = headers.get(_STATES) is True
+        request.attempt = max(1, _integer(headers.get(_ATTEMPT, 1), _ATTEMPT))
+        request.parent_id = _optional_text(headers.get(_PARENT_ID), _PARENT_ID)
+        request.root_id = _optional_text(headers.get(_ROOT_ID), _ROOT_ID)
+        metadata = headers.get(_METADATA)
+        if metadata is not None and not isinstance(metadata, Mapping):
+            raise MalformedMessage(f"header {_METADATA} is not a table")
+        request.metadata = metadata
+    request.priority = properties.priority
+    return request
+
+
+def encode_state(
+    message: StateMessage, reply_to: str, settled: _SettledCallback | None = None, *, priority: int | None = None
+) -> Publication:
+    """Put *message* into its envelope, for the queue *reply_to*."""
+    headers: dict[str, Any] | None = None
+    if message.sequence or message.attempt != 1 or message.worker_id is not None:
+        headers = {}
+        if message.sequence:
+            headers[_SEQUENCE] = message.sequence
+        if message.attempt != 1:
+            headers[_ATTEMPT] = message.attempt
+        if message.worker_id is not None:
+            headers[_WORKER_ID] = message.worker_id
+    return Publication(
+        "",
+        reply_to,
+        Properties(
+            message.content_type,
+            message.content_encoding,
+            headers,
+            None,
+            priority,
+            message.task_id,
+            type=message.name,
+        ),
+        message.body,
+        True,
+        settled,
+    )
+
+
+def decode_state(properties: Properties, body: bytes) -> StateMessage:
+    """Read a state.
+
+    Raises:
+        MalformedMessage: it is not a state, or of another major version.
+    """
+    task_id, name = properties.correlation_id, properties.type
+    if not task_id or not name:
+        raise MalformedMessage(f"a state without {'type' if task_id else 'correlation_id'}")
+    message = StateMessage(task_id, name, body, properties.content_type or "", properties.content_encoding)
+    headers = properties.headers
+    if headers:
+        if headers.get(_VERSION, VERSION) != VERSION:
+            raise VersionRefused(f"wire version {headers[_VERSION]!r:.20} is not {VERSION}")
+        message.attempt = max(1, _integer(headers.get(_ATTEMPT, 1), _ATTEMPT))
+        message.sequence = max(0, _integer(headers.get(_SEQUENCE, 0), _SEQUENCE))
+        message.worker_id = _optional_text(headers.get(_WORKER_ID), _WORKER_ID)
+    return message
+
+
+def return_reason(headers: Mapping[str, Any] | None) -> ReturnReason:
+    """Tell why a request came back.
+
+    The newest entry of `x-death` says it; `x-first-death-reason` sticks to a message across retries (RabbitMQ, "Dead
+    Letter Exchanges").
+    """
+    try:
+        return ReturnReason((headers or _NO_HEADERS)["x-death"][0]["reason"])
+    except (LookupError, TypeError, ValueError):
+        return ReturnReason.UNKNOWN
+
+
+def _integer(value: object, name: str) -> int:
+    if type(value) is not int:
+        raise MalformedMessage(f"header {name} is not an integer")
+    return value
+
+
+def _optional_text(value: object, name: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise MalformedMessage(f"header {name} is not a string")
+    return value

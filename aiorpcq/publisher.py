@@ -1,0 +1,233 @@
+"""ResultPublisher: sends the states of executions to their callers, and acknowledges requests when that is safe.
+
+A terminal state is published mandatory and confirmed, and only then is the request acknowledged. One whose reply queue
+is gone comes back; it stays in the cache, and the request is acknowledged all the same, since running it again would
+not bring the caller back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .codec import Codecs
+from .errors import CodecError, PayloadTooLarge, RPCError
+from .protocol.executions import Execution, ExecutionPhase, ExecutionTable
+from .protocol.failures import describe_error, describe_exception
+from .protocol.messages import Outcome, Publication, StateMessage
+from .protocol.wire import encode_state
+from .states import FAILURE, SUCCESS
+from .transports.base import Link
+
+__all__ = ["PublisherStatistics", "ResultPublisher"]
+
+logger = logging.getLogger("aiorpcq.worker")
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherStatistics:
+    """What a publisher has done so far.
+
+    Attributes:
+        succeeded: terminal states published that are SUCCESS.
+        failed: terminal states published that are not.
+        updates: states published that are not terminal.
+        returned: terminal states that found no reply queue: the caller is gone.
+        refused: terminal states that the broker refused.
+        lost: terminal states whose link was lost before their confirm; the redelivered request gets them again.
+        unconfirmed: terminal states that wait for their confirm now.
+    """
+
+    succeeded: int
+    failed: int
+    updates: int
+    returned: int
+    refused: int
+    lost: int
+    unconfirmed: int
+
+
+class ResultPublisher:
+    """The outgoing side of a worker.
+
+    *on_idle* is called whenever the last unconfirmed terminal state has its confirm.
+    """
+
+    def __init__(
+        self,
+        table: ExecutionTable,
+        codecs: Codecs,
+        worker_id: str,
+        loop: asyncio.AbstractEventLoop,
+        on_idle: Callable[[], None],
+    ) -> None:
+        self._table = table
+        self._codecs = codecs
+        self._worker_id = worker_id
+        self._time = loop.time
+        self._on_idle = on_idle
+        self._settled_callback = self._settled  # bound once: one is handed over with every terminal state
+        self.link: Link | None = None
+        self._unconfirmed: dict[Publication, Execution] = {}
+        self._succeeded = self._failed = self._updates = 0
+        self._returned = self._refused = self._lost = 0
+
+    @property
+    def unconfirmed(self) -> int:
+        """Terminal states that wait for their confirm."""
+        return len(self._unconfirmed)
+
+    def statistics(self) -> PublisherStatistics:
+        """Return a snapshot of the counters."""
+        return PublisherStatistics(
+            self._succeeded,
+            self._failed,
+            self._updates,
+            self._returned,
+            self._refused,
+            self._lost,
+            len(self._unconfirmed),
+        )
+
+    async def update(self, execution: Execution, name: str, value: Any) -> None:
+        """Publish a state that is not terminal, if the caller asked for states and the task has not ended.
+
+        Raises:
+            CodecError: *value* cannot be encoded.
+            PayloadTooLarge: it is too large.
+        """
+        if execution.request.states and execution.phase is ExecutionPhase.RUNNING:
+            body = self._codecs.encode(value)
+            if self.link is not None and not self.link.writable:
+                await self.link.wait_writable()
+            self._send_update(execution, name, body)
+
+    def announce(self, execution: Execution, name: str, value: Any) -> None:
+        """Publish one of the worker's own states without waiting."""
+        if execution.request.states:
+            self._send_update(execution, name, self._codecs.encode(value))
+
+    def succeed(self, execution: Execution, value: Any) -> None:
+        """Publish SUCCESS with *value*, or the failure to encode it."""
+        if execution.phase is not ExecutionPhase.RUNNING:
+            return
+        if execution.reply_to is None:
+            body, content_type, content_encoding = b"", "", None
+        else:
+            try:
+                body, content_type, content_encoding = self._codecs.encode(value)
+            except (CodecError, PayloadTooLarge) as error:
+                error.maybe_executed = True
+                self.refuse(execution, error)
+                return
+        self._succeeded += 1
+        self._answer(execution, SUCCESS, body, content_type, content_encoding)
+
+    def fail(self, execution: Execution, exception: BaseException) -> None:
+        """Publish FAILURE: the method raised *exception*."""
+        if execution.phase is ExecutionPhase.RUNNING:
+            self._fail(execution, describe_exception(exception, self._can_encode))
+
+    def refuse(self, execution: Execution, error: RPCError) -> None:
+        """Publish FAILURE: *error* is the library's own."""
+        if execution.phase in (ExecutionPhase.RUNNING, ExecutionPhase.STOPPING):
+            self._fail(execution, describe_error(error))
+
+    def answer_again(self, execution: Execution) -> None:
+        """Publish the cached terminal state of an attempt that was delivered again."""
+        self._publish(execution)
+
+    def _send_update(self, execution: Execution, name: str, body: tuple[bytes, str, str | None]) -> None:
+        if self.link is None or execution.reply_to is None:
+            return
+        execution.sequence += 1
+        message = StateMessage(
+            execution.task_id,
+            name,
+            *body,
+            attempt=execution.attempt,
+            sequence=execution.sequence,
+            worker_id=self._worker_id,
+        )
+        self._updates += 1
+        self.link.publish(encode_state(message, execution.reply_to))
+
+    def _fail(self, execution: Execution, description: dict[str, Any]) -> None:
+        self._failed += 1
+        try:
+            body = self._codecs.encode(description)
+        except (CodecError, PayloadTooLarge):
+            # Arguments or texts that are too much: what always fits says it too.
+            for name in ("args", "cause", "notes", "traceback"):
+                description.pop(name, None)
+            body = self._codecs.encode(description)
+        self._answer(execution, FAILURE, *body)
+
+    def _answer(
+        self, execution: Execution, name: str, body: bytes, content_type: str, content_encoding: str | None
+    ) -> None:
+        sequence = execution.sequence
+        message = StateMessage(
+            execution.task_id,
+            name,
+            body,
+            content_type,
+            content_encoding,
+            execution.attempt,
+            sequence + 1 if sequence else 0,
+        )
+        self._table.answer(execution, message, self._time())
+        self._publish(execution)
+
+    def _publish(self, execution: Execution) -> None:
+        """Publish the terminal state of *execution*; what follows is in `_settled`."""
+        terminal, reply_to = execution.terminal, execution.reply_to
+        assert terminal is not None
+        link = self.link
+        if execution.delivery is None or reply_to is None:
+            self._finish(execution)
+        elif link is None:
+            # Its request is redelivered by the broker, and gets the terminal state from the cache.
+            self._lost += 1
+            self._table.end(execution)
+        else:
+            publication = encode_state(terminal, reply_to, self._settled_callback)
+            self._unconfirmed[publication] = execution
+            link.publish(publication)
+
+    def _settled(self, publication: Publication, outcome: Outcome) -> None:
+        execution = self._unconfirmed.pop(publication)
+        if outcome is Outcome.CONFIRMED:
+            self._table.end(execution)
+            execution.delivery.ack()
+        elif outcome is Outcome.RETURNED:
+            self._returned += 1
+            self._table.end(execution, returned=True)
+            execution.delivery.ack()
+        elif outcome is Outcome.REFUSED:
+            # A reply queue with a length limit is full, or the broker failed: the caller's timer will tell it.
+            self._refused += 1
+            self._table.end(execution)
+            execution.delivery.ack()
+        else:
+            self._lost += 1
+            self._table.end(execution)
+        if not self._unconfirmed:
+            self._on_idle()
+
+    def _finish(self, execution: Execution) -> None:
+        self._table.end(execution)
+        if execution.delivery is not None:
+            execution.delivery.ack()
+
+    def _can_encode(self, value: Any) -> bool:
+        try:
+            self._codecs.encode(value)
+        except RPCError:
+            return False
+        return True
+
+

@@ -1,0 +1,1 @@
+"""Ways to a broker: `memory://` in the process, `amqp://` and `amqps://` to RabbitMQ."""

@@ -1,0 +1,117 @@
+"""The seam between RPC and a broker.
+
+A `Transport` makes links; a `Link` is one connection to the broker from its opening to its loss, which is final: what
+comes after is another link (`transports.supervisor`). Whatever a link offers is there on every transport and means the
+same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from ..errors import RPCError
+from ..protocol.messages import Properties, Publication
+from ..protocol.topology import Binding, Exchange, Queue
+
+__all__ = ["Delivery", "Link", "Subscription", "Transport"]
+
+
+class Delivery(Protocol):
+    """A message that a subscription brought."""
+
+    properties: Properties
+    body: bytes
+    redelivered: bool
+
+    @property
+    def exchange(self) -> str: ...
+
+    @property
+    def routing_key(self) -> str: ...
+
+    def ack(self) -> None:
+        """Tell the broker to forget the message. Nothing happens where the link is lost or it is settled already."""
+
+    def nack(self, *, requeue: bool) -> None:
+        """Give the message back to its queue, or have it dead-lettered. Nothing happens where `ack` does nothing."""
+
+
+class Subscription(Protocol):
+    """A consumer on a queue."""
+
+    async def cancel(self) -> None:
+        """Stop it. Once this returns nothing more is delivered; what was delivered can still be settled."""
+
+
+class Link(Protocol):
+    """One connection to the broker.
+
+    `lost` is done, with the reason as its result, as soon as the link is of no more use: closed by either side, or the
+    broker took something away that RPC cannot do without (a consumer, a channel).
+    """
+
+    lost: asyncio.Future[RPCError]
+    writable: bool
+
+    def publish(self, publication: Publication) -> None:
+        """Send *publication*; its `settled` is called with the outcome.
+
+        On a link that is lost the outcome is LOST.
+
+        Raises:
+            PayloadTooLarge: the body is larger than the size limit.
+            ValueError: a property does not fit its field; nothing was sent.
+        """
+
+    async def wait_writable(self) -> None:
+        """Wait until `writable`: the output buffer is below its high-water mark and the broker has not blocked us.
+
+        Returns at once when the link is lost.
+        """
+
+    async def declare(self, *entities: Exchange | Queue | Binding) -> None:
+        """Declare exchanges, queues and bindings, in order.
+
+        Raises:
+            TopologyMismatch: one exists with other properties.
+            ConnectFailed: the user may not declare it.
+            ConnectionLost: the link was lost meanwhile.
+        """
+
+    async def consume(
+        self,
+        queue: str,
+        on_delivery: Callable[[Delivery], None],
+        *,
+        prefetch: int = 0,
+        no_ack: bool = False,
+        exclusive: bool = False,
+    ) -> Subscription:
+        """Consume from *queue*.
+
+        *on_delivery* is called in the event loop, for each message, in delivery order. At most *prefetch* messages are
+        unsettled at once; 0 is no bound.
+
+        Raises:
+            ConnectFailed: the queue is not there, may not be read, or is another's.
+            ConnectionLost: the link was lost meanwhile.
+        """
+
+    async def close(self) -> None:
+        """Close the link, bounded in time. What is unsettled ends as LOST. Idempotent."""
+
+
+class Transport(Protocol):
+    """Makes links to the broker at one address."""
+
+    address: str
+    """The URL without its password."""
+
+    async def connect(self, timeout: float) -> Link:
+        """Open a link within *timeout* seconds.
+
+        Raises:
+            ConnectFailed: it cannot be opened; the message says why, without the password.
+        """
