@@ -107,8 +107,7 @@ class ResultPublisher:
 
     def announce(self, execution: Execution, name: str, value: Any) -> None:
         """Publish one of the worker's own states without waiting."""
-        if execution.request.states:
-            self._send_update(execution, name, self._codecs.encode(value))
+        self._send_update(execution, name, self._codecs.encode(value))
 
     def succeed(self, execution: Execution, value: Any) -> None:
         """Publish SUCCESS with *value*, or the failure to encode it."""

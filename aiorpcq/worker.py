@@ -122,6 +122,7 @@ class Worker:
         self._grace = grace
         self._table = ExecutionTable(cache or CacheLimits())
         self._transport = make_transport(url, max_size=max_size, name="aiorpcq worker")
+        self._identity = {"pid": os.getpid(), "hostname": socket.gethostname()}
         self.id = f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
         self._supervisor: Supervisor | None = None
         self._publisher: ResultPublisher | None = None
@@ -270,15 +271,17 @@ class Worker:
         publisher = self._publisher
         assert publisher is not None
         try:
-            publisher.announce(execution, RECEIVED, None)
+            request = execution.request
+            if request.states:
+                publisher.announce(execution, RECEIVED, None)
             if (method.delivery or self._delivery) == "at_most_once":
                 execution.delivery.ack()
             arguments, named = self._bind(execution, method)
-            request = execution.request
             task_id = request.task_id
             current_lineage.set(Lineage(execution.deadline, task_id, request.root_id or task_id))
             if method.is_async:
-                publisher.announce(execution, STARTED, self._identity())
+                if request.states:
+                    publisher.announce(execution, STARTED, self._identity)
                 value = await method.function(*arguments, **named)
             else:
                 value = await self._run_in_thread(execution, method, arguments, named)
@@ -326,7 +329,8 @@ class Worker:
         """
 
         def run() -> tuple[Any, BaseException | None]:
-            self._loop.call_soon_threadsafe(self._announce_started, execution)
+            if execution.request.states:
+                self._loop.call_soon_threadsafe(self._announce_started, execution)
             try:
                 return method.function(*arguments, **named), None
             except BaseException as error:  # StopIteration and SystemExit cannot pass through a future
@@ -339,10 +343,7 @@ class Worker:
 
     def _announce_started(self, execution: Execution) -> None:
         if execution.phase is ExecutionPhase.RUNNING and self._publisher is not None:
-            self._publisher.announce(execution, STARTED, self._identity())
-
-    def _identity(self) -> dict[str, Any]:
-        return {"pid": os.getpid(), "hostname": socket.gethostname()}
+            self._publisher.announce(execution, STARTED, self._identity)
 
     def _end_cancelled(self, execution: Execution, error: asyncio.CancelledError) -> None:
         """End a cancelled run: by the deadline, by the drain, or by its own doing."""

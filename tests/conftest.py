@@ -1,0 +1,87 @@
+"""Fixtures for every test: brokers, and the check that nothing is left running."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from tests.node import Node
+
+_vhosts = (f"test-{number}" for number in itertools.count(1))
+
+# A task that was told to end in the test's last line still needs some turns of the loop.
+_TURNS_TO_END = 10
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[Node]:
+    """The suite's RabbitMQ, started by the first test that wants it. Leave it running: see `private_node`."""
+    with Node() as started:
+        yield started
+
+
+@pytest.fixture
+def vhost(node: Node) -> Iterator[str]:
+    """A fresh virtual host on `node`, so that no test sees another's queues."""
+    name = next(_vhosts)
+    node.add_vhost(name)
+    yield name
+    node.delete_vhost(name)
+
+
+@pytest.fixture
+def broker_url(node: Node, vhost: str) -> str:
+    """The URL of a fresh virtual host on a real RabbitMQ."""
+    return node.url(vhost=vhost)
+
+
+@pytest.fixture(scope="module")
+def _module_node() -> Iterator[Node]:
+    with Node() as started:
+        yield started
+
+
+@pytest.fixture
+def private_node(_module_node: Node) -> Node:
+    """A RabbitMQ that the test may stop, kill, pause and restart; the module's tests share it, each finds it running.
+
+    Its virtual host `/` is emptied before each test; users and alarms that a test made are gone as well.
+    """
+    if _module_node.running:
+        _module_node.resume()
+    else:
+        _module_node.start()
+    _module_node.reset()
+    return _module_node
+
+
+@pytest.fixture(autouse=True)
+def no_task_left(request: pytest.FixtureRequest) -> None:
+    """Fail an async test that leaves an asyncio task running, after its other fixtures are closed."""
+    if pytest_asyncio.is_async_test(request.node):
+        request.getfixturevalue("_task_check")
+
+
+@pytest.fixture
+async def _task_check() -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+    left = await _tasks_left(before)
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    if left:
+        pytest.fail("tasks left running:\n" + "\n".join(map(repr, left)))
+
+
+async def _tasks_left(before: set[asyncio.Task[object]]) -> list[asyncio.Task[object]]:
+    allowed = {*before, asyncio.current_task()}
+    for _ in range(_TURNS_TO_END):
+        if not asyncio.all_tasks() - allowed:
+            break
+        await asyncio.sleep(0)
+    return sorted(asyncio.all_tasks() - allowed, key=asyncio.Task.get_name)

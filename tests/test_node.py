@@ -1,0 +1,193 @@
+"""The private broker does what the tests that use it rely on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import aio_pika
+import pytest
+
+from tests.node import Node, NodeError
+
+_SOON = 20.0
+
+
+@pytest.fixture
+def own_node() -> Iterator[Node]:
+    with Node() as started:
+        yield started
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _SOON
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        await asyncio.sleep(0.02)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _refuses(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _epmd_port(node: Node) -> int:
+    return int(node.eval('list_to_integer(os:getenv("ERL_EPMD_PORT"))'))
+
+
+async def _message_count_after_restart(node: Node, restart: Callable[[], None]) -> int:
+    connection = await aio_pika.connect(node.url())
+    channel = await connection.channel()
+    queue = await channel.declare_queue("kept", durable=True)
+    await channel.default_exchange.publish(
+        aio_pika.Message(b"kept", delivery_mode=aio_pika.DeliveryMode.PERSISTENT), queue.name
+    )
+    await connection.close()
+    await asyncio.to_thread(restart)
+    return node.queues()["kept"].messages
+
+
+async def test_each_test_gets_a_virtual_host_of_its_own(node: Node, vhost: str, broker_url: str) -> None:
+    async with await aio_pika.connect(broker_url) as connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue("here", durable=True)
+        await channel.default_exchange.publish(aio_pika.Message(b"x"), queue.name)
+        assert node.queues(vhost)["here"].messages == 1
+        assert node.connection_count(vhost) == 1
+    assert "here" not in node.queues()
+
+
+def test_the_programs_of_the_path_are_the_ones_that_run(node: Node) -> None:
+    assert node.version >= (3, 10)
+    assert node.ctl("version").strip() == ".".join(map(str, node.version))
+    assert node.name in node.ctl("status")
+
+
+def test_only_loopback_is_listened_on(node: Node) -> None:
+    listeners = node.eval(
+        "[inet:sockname(P) || P <- erlang:ports(), {ok, {_, N}} <- [inet:sockname(P)], is_integer(N)]"
+    )
+    addresses = {part.split("},")[0] for part in listeners.split("{ok,{{")[1:]}
+    assert addresses == {"127,0,0,1"}
+
+
+def test_a_user_may_do_what_it_was_allowed(node: Node, vhost: str) -> None:
+    node.add_user("ada", "p@ss/word")
+    node.set_permissions("ada", vhost, configure="^$", write="^a$", read=".*")
+    assert [line.split() for line in node.ctl("list_permissions", "-p", vhost).splitlines() if "ada" in line] == [
+        ["ada", "^$", "^a$", ".*"]
+    ]
+
+
+async def test_the_memory_alarm_blocks_a_publisher_until_it_clears(private_node: Node) -> None:
+    async with await aio_pika.connect(private_node.url()) as connection:
+        channel = await connection.channel()
+        private_node.set_memory_alarm(True)
+        publish = asyncio.ensure_future(channel.default_exchange.publish(aio_pika.Message(b"x"), "nowhere"))
+        done, _ = await asyncio.wait([publish], timeout=0.3)
+        assert not done
+        private_node.set_memory_alarm(False)
+        await asyncio.wait_for(publish, _SOON)
+
+
+async def test_a_stopped_node_keeps_its_ports_and_durable_messages(private_node: Node) -> None:
+    port = private_node.port
+    assert await _message_count_after_restart(private_node, private_node.restart) == 1
+    assert private_node.port == port
+
+
+async def test_a_killed_node_refuses_connections_and_starts_again(private_node: Node) -> None:
+    def kill_and_start() -> None:
+        private_node.kill()
+        assert not private_node.running
+        assert _refuses(private_node.port)
+        private_node.start()
+
+    assert await _message_count_after_restart(private_node, kill_and_start) == 1
+
+
+async def test_a_paused_node_says_nothing_until_it_is_resumed(private_node: Node) -> None:
+    private_node.pause()
+    connect = asyncio.ensure_future(aio_pika.connect(private_node.url()))
+    done, _ = await asyncio.wait([connect], timeout=0.3)
+    assert not done
+    private_node.resume()
+    await (await asyncio.wait_for(connect, _SOON)).close()
+
+
+async def test_the_connections_can_be_closed_by_the_broker(private_node: Node) -> None:
+    async with await aio_pika.connect(private_node.url()) as connection:
+        closed = asyncio.Event()
+        connection.close_callbacks.add(lambda *_: closed.set())
+        private_node.close_connections()
+        await asyncio.wait_for(closed.wait(), _SOON)
+
+
+def test_reset_removes_what_tests_made(private_node: Node) -> None:
+    private_node.add_vhost("more")
+    private_node.add_user("eve", "x")
+    private_node.reset()
+    assert private_node.ctl("list_vhosts").split() == ["name", "/"]
+    assert "eve" not in private_node.ctl("list_users")
+
+
+async def test_tls_is_offered_with_a_certificate_that_its_authority_proves() -> None:
+    with Node(tls=True) as node:
+        context = ssl.create_default_context(cafile=node.ca_file)
+        async with await aio_pika.connect(node.url(tls=True), ssl_context=context) as connection:
+            await connection.channel()
+
+
+def test_a_node_that_cannot_start_says_what_its_log_says() -> None:
+    with contextlib.closing(Node(config={"no.such.setting": "1"})) as node:
+        with pytest.raises(NodeError, match="configuration"):
+            node.start()
+        assert not node.running
+    assert not node.folder.exists()
+
+
+def test_a_failed_expression_is_an_error(node: Node) -> None:
+    with pytest.raises(NodeError, match="badmatch"):
+        node.eval("ok = other")
+
+
+async def test_closing_leaves_nothing_behind(own_node: Node) -> None:
+    server, epmd_port = own_node.pid, _epmd_port(own_node)
+    own_node.close()
+    own_node.close()
+    assert not own_node.folder.exists()
+    assert not _exists(server)
+    assert all(map(_refuses, (own_node.port, epmd_port)))
+
+
+async def test_a_killed_test_run_leaves_nothing_behind() -> None:
+    program = (
+        "from tests.node import Node; from tests.test_node import _epmd_port; node = Node(); node.start();"
+        "print(node.pid, node.port, _epmd_port(node), node.folder, flush=True); input()"
+    )
+    run = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent
+    )
+    assert run.stdout is not None
+    server, port, epmd_port, folder = (await run.stdout.readline()).split()
+    run.send_signal(signal.SIGKILL)
+    await run.communicate()
+    await _until(lambda: not Path(folder.decode()).exists() and not _exists(int(server)))
+    assert all(map(_refuses, (int(port), int(epmd_port))))
