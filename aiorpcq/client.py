@@ -26,7 +26,7 @@ from .protocol.failures import ExceptionRegistry, rebuild_error
 from .protocol.messages import Request, StateMessage
 from .protocol.outofband import OutOfBandLimits
 from .protocol.topology import Names, split_method
-from .protocol.wire import encode_request
+from .protocol.wire import check_metadata, encode_request
 from .router import ReplyRouter, RouterOptions, RouterStatistics
 from .states import FAILURE, REVOKED, SUCCESS, is_terminal
 from .transports.base import Link
@@ -35,8 +35,19 @@ __all__ = ["CallOptions", "Client", "State", "Task", "ThreadBridge"]
 
 T = TypeVar("T")
 
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks  # noqa: PLW0603  # asking for the process id is a system call for every call
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
 _KEPT_ROUTES: Final = 10_000
 _TASK_ID_LIMIT: Final = 255
+_SENT: Final = Sending.SENT  # a global: in Python 3.11 a member costs four times as much to look up on its class
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +101,8 @@ class CallOptions:
             raise ValueError(f"priority: {self.priority!r} is not an integer between 0 and 255")
         if self.metadata is not None and not isinstance(self.metadata, Mapping):
             raise ValueError(f"metadata: a {type(self.metadata).__name__} is not a mapping")
+        if self.metadata is not None:
+            check_metadata(self.metadata)
         if self.task_id is not None and not (
             isinstance(self.task_id, str) and 0 < len(self.task_id.encode()) <= _TASK_ID_LIMIT
         ):
@@ -99,7 +112,7 @@ class CallOptions:
 class _Shared:
     """What a client and the ones made from it by `with_options` have in common."""
 
-    __slots__ = ("backlog", "codecs", "errors", "loop", "max_pending", "names", "options", "pid", "router", "routes")
+    __slots__ = ("backlog", "codecs", "errors", "loop", "max_pending", "names", "options", "process", "router", "routes")
 
     def __init__(
         self,
@@ -118,7 +131,7 @@ class _Shared:
         self.routes: dict[str, tuple[str, str]] = {}
         self.router: ReplyRouter | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.pid = 0
+        self.process = 0
 
 
 class Client:
@@ -184,13 +197,13 @@ class Client:
             raise UsageError("the client is open already")
         shared.router = await ReplyRouter.acquire(shared.options)
         shared.loop = asyncio.get_running_loop()
-        shared.pid = os.getpid()
+        shared.process = _forks
 
     async def aclose(self) -> None:
         """Settle every pending call with `ConnectionLost` and give the connection back. Idempotent."""
         shared = self._shared
         router, shared.router = shared.router, None
-        if router is not None and shared.pid == os.getpid():
+        if router is not None and shared.process == _forks:
             router.close_calls(shared)
             await router.release()
 
@@ -327,7 +340,7 @@ class Client:
         if call is None:
             if router.table.is_gone(task_id):
                 raise UnknownTask("the task is settled and its states are no longer kept", task_id=task_id)
-            deadline, _ = self._deadline(router.now())
+            deadline = self._deadline(router.now())
             foreign = not router.ids.made(task_id)
             call = Call(task_id, self._shared, deadline, Backlog(self._shared.backlog), foreign)
             router.attach(call)
@@ -357,28 +370,26 @@ class Client:
         router = shared.router
         if router is None:
             raise UsageError("the client is not open" if shared.loop is None else "the client is closed")
-        if shared.pid != os.getpid():
+        if shared.process != _forks:
             raise UsageError("the client was opened before a fork; open one in this process")
         if shared.loop is not asyncio.get_running_loop():
             raise UsageError("the client belongs to another event loop; other threads use client.from_thread")
         return router
 
-    def _deadline(self, now: float) -> tuple[float | None, str | None]:
-        """Return the deadline of a call made now, with the grace for a returned request, and its parent's id."""
+    def _deadline(self, now: float) -> float | None:
+        """Return the deadline of a call made now, with the grace for a request that is returned."""
         timeout, lineage = self._options.timeout, current_lineage.get()
-        if lineage is None:
-            return (None if timeout is None else now + timeout + RETURN_GRACE), None
-        deadlines = [lineage.deadline] if lineage.deadline is not None else []
-        if timeout is not None:
-            deadlines.append(now + timeout)
-        return (min(deadlines) + RETURN_GRACE if deadlines else None), lineage.task_id
+        if lineage is None or lineage.deadline is None:
+            return None if timeout is None else now + timeout + RETURN_GRACE
+        inherited = lineage.deadline + RETURN_GRACE
+        return inherited if timeout is None else min(inherited, now + timeout + RETURN_GRACE)
 
     def _new_call(self, router: ReplyRouter, backlog: Backlog | None) -> Call:
         shared = self._shared
         if len(router.table.pending) >= shared.max_pending:
             raise Overloaded(f"{shared.max_pending} calls are pending, which is max_pending")
         now = router.now()
-        deadline, _ = self._deadline(now)
+        deadline = self._deadline(now)
         task_id = self._options.task_id
         if deadline is not None and deadline - RETURN_GRACE < now:
             raise DeadlineExceeded("the deadline it inherits is past", task_id=task_id, maybe_executed=False)
@@ -441,7 +452,7 @@ class Client:
         if options.persistent:
             publication.properties.delivery_mode = 2
         link.publish(publication)
-        call.sending = Sending.SENT
+        call.sending = _SENT
 
     def _route(self, method: str) -> tuple[str, str]:
         """Return routing key and method name for what a caller named.

@@ -238,6 +238,8 @@ class Service:
     @overload
     def method(
         self,
+        function: None = None,
+        /,
         *,
         name: str | None = None,
         timeout: float | None = None,

@@ -33,7 +33,7 @@ class _Parked:
 
     def __init__(self) -> None:
         self.messages: list[StateMessage] = []
-        self.read = False
+        self.read = 0
         self.size = 0
         self.touched = 0.0
 
@@ -82,7 +82,7 @@ class OutOfBandBuffer:
         parked = self._tasks.get(task_id)
         if parked is None:
             return []
-        parked.read = True
+        parked.read = len(parked.messages)
         return parked.messages
 
     def take(self, task_id: str) -> list[StateMessage]:
@@ -112,8 +112,7 @@ class OutOfBandBuffer:
                 return
             tasks.popitem(last=False)
             self._size -= oldest.size
-            if not oldest.read:
-                self.evicted += len(oldest.messages)
+            self.evicted += len(oldest.messages) - oldest.read
 
 
 class TombstoneRing:

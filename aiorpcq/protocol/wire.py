@@ -20,6 +20,7 @@ __all__ = [
     "MalformedMessage",
     "ReturnReason",
     "VersionRefused",
+    "check_metadata",
     "decode_request",
     "decode_state",
     "encode_request",
@@ -41,6 +42,8 @@ _SEQUENCE: Final = "sequence"
 _STATES: Final = "states"
 _VERSION: Final = "wire-version"
 _WORKER_ID: Final = "worker-id"
+_METADATA_DEPTH_LIMIT: Final = 16
+_HEADER_NAME_LIMIT: Final = 128  # section 4.2.5.5 of the specification
 _NO_HEADERS: Final[Mapping[str, Any]] = {}
 
 _SettledCallback = Callable[[Publication, Outcome], None]
@@ -203,6 +206,45 @@ def return_reason(headers: Mapping[str, Any] | None) -> ReturnReason:
         return ReturnReason((headers or _NO_HEADERS)["x-death"][0]["reason"])
     except (LookupError, TypeError, ValueError):
         return ReturnReason.UNKNOWN
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where *metadata* cannot be sent in a header: AMQP's field types, nested at most 16 deep.
+
+    They are None, bool, int of 64 bits, float, str, bytes, and lists, tuples and mappings with string keys of those.
+    """
+    _check_field(metadata, 0)
+
+
+def _check_field(value: Any, depth: int) -> None:
+    kind = type(value)
+    if depth > _METADATA_DEPTH_LIMIT:
+        raise ValueError(f"metadata: nested more than {_METADATA_DEPTH_LIMIT} deep")
+    if value is None or kind in (bool, float, bytes):
+        return
+    if kind is int:
+        if not -(2**63) <= value < 2**63:
+            raise ValueError("metadata: an integer of more than 64 bits")
+    elif kind is str:
+        _check_text(value)
+    elif kind in (list, tuple):
+        for item in value:
+            _check_field(item, depth + 1)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            if type(name) is not str or len(name.encode("utf-8", "replace")) > _HEADER_NAME_LIMIT:
+                raise ValueError(f"metadata: {name!r:.60} is not a string of at most {_HEADER_NAME_LIMIT} bytes")
+            _check_text(name)
+            _check_field(item, depth + 1)
+    else:
+        raise ValueError(f"metadata: a {kind.__qualname__} cannot be sent in a header")
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("metadata: text that is not encodable") from None
 
 
 def _integer(value: object, name: str) -> int:

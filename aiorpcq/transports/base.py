@@ -19,11 +19,15 @@ __all__ = ["Delivery", "Link", "Subscription", "Transport"]
 
 
 class Delivery(Protocol):
-    """A message that a subscription brought."""
+    """A message that a subscription brought. Properties and headers are to be read, not changed.
+
+    *oversize* is 0, or the size of a body above the size limit; *body* is empty then.
+    """
 
     properties: Properties
     body: bytes
     redelivered: bool
+    oversize: int
 
     @property
     def exchange(self) -> str: ...
@@ -49,7 +53,8 @@ class Link(Protocol):
     """One connection to the broker.
 
     `lost` is done, with the reason as its result, as soon as the link is of no more use: closed by either side, or the
-    broker took something away that RPC cannot do without (a consumer, a channel).
+    broker took something away that RPC cannot do without (a consumer, a channel). Shield it when awaiting it: cancelling
+    the future loses the reason.
     """
 
     lost: asyncio.Future[RPCError]

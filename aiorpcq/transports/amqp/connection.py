@@ -57,6 +57,8 @@ class _LaneFactory(TransportFactory):
         context = await provider.get_context() if url.scheme == "amqps" else None
         reader = asyncio.StreamReader(loop=loop)
         protocol = self.protocol = self._make_protocol(reader)
+        if url.host is None or url.port is None:
+            raise AMQPConnectionError("the URL names no host")
         try:
             transport, _ = await loop.create_connection(
                 lambda: protocol, host=url.host, port=url.port, ssl=context, **kwargs

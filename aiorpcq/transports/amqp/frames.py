@@ -9,11 +9,11 @@ in RabbitMQ's extensions.
 from __future__ import annotations
 
 from enum import Enum
-from struct import Struct
+from struct import Struct, error as StructError
 from typing import Final, NamedTuple
 
 from ...protocol.messages import Publication
-from .properties import encode_properties, encode_short_string
+from .properties import PropertyError, encode_properties, encode_short_string
 
 __all__ = [
     "FRAME_OVERHEAD",
@@ -79,7 +79,10 @@ class EventKind(Enum):
 
 
 class Event(NamedTuple):
-    """One thing that the parser found; a tuple, since several are made for every call."""
+    """One thing that the parser found; a tuple, since several are made for every call.
+
+    *tag* is that of a confirm; of content it is the size of a body that was skipped, 0 for all others.
+    """
 
     kind: EventKind
     channel: int
@@ -111,13 +114,14 @@ class FrameError(Exception):
 class _Assembly:
     """Content that is not complete yet."""
 
-    __slots__ = ("chunks", "header", "kind", "method", "missing")
+    __slots__ = ("chunks", "header", "kind", "method", "missing", "oversize")
 
     def __init__(self, kind: EventKind, method: bytes) -> None:
         self.kind = kind
         self.method = method
         self.header: bytes | None = None
         self.missing = 0
+        self.oversize = 0
         self.chunks: list[bytes] = []
 
 
@@ -125,10 +129,11 @@ class FrameParser:
     """Inbound bytes to events.
 
     *channels* are the lane's; the set is shared and may change between reads. A frame of more than *frame_max* bytes is
-    refused, and so is a body above *max_body* bytes: what is buffered is bounded by those two.
+    refused; a body above *max_body* bytes is skipped and its size told, since closing the connection would only have it
+    delivered again. What is buffered is bounded by those two.
     """
 
-    __slots__ = ("_assemblies", "_channels", "_needed", "_partial", "_raw", "_started", "frame_max", "max_body")
+    __slots__ = ("_assemblies", "_at_once", "_channels", "_frame_max", "_needed", "_partial", "_raw", "_started", "max_body")
 
     def __init__(self, channels: set[int], max_body: int) -> None:
         self._channels = channels
@@ -137,8 +142,18 @@ class FrameParser:
         self._needed = FRAME_OVERHEAD
         self._started = False
         self._raw = False
-        self.frame_max = _LARGEST_UNNEGOTIATED
         self.max_body = max_body
+        self.frame_max = _LARGEST_UNNEGOTIATED
+
+    @property
+    def frame_max(self) -> int:
+        """Bytes of the largest frame."""
+        return self._frame_max
+
+    @frame_max.setter
+    def frame_max(self, size: int) -> None:
+        self._frame_max = size
+        self._at_once = min(size - FRAME_OVERHEAD, self.max_body)  # what `_on_content` takes need not be checked further
 
     def feed(self, data: bytes) -> list[Event]:
         """Return what *data* completes.
@@ -176,8 +191,8 @@ class FrameParser:
         while end - position >= FRAME_OVERHEAD:
             kind, channel, size = unpack(data, position)
             stop = position + size + FRAME_OVERHEAD
-            if size + FRAME_OVERHEAD > self.frame_max:
-                raise FrameError(f"frame of {size + FRAME_OVERHEAD} bytes, negotiated are {self.frame_max}")
+            if size + FRAME_OVERHEAD > self._frame_max:
+                raise FrameError(f"frame of {size + FRAME_OVERHEAD} bytes, negotiated are {self._frame_max}")
             if stop > end:
                 self._needed = stop - position
                 break
@@ -215,23 +230,28 @@ class FrameParser:
         if end - position >= FRAME_OVERHEAD + _CONTENT_HEADER_SIZE:
             frame, frame_channel, size = _FRAME.unpack_from(data, position)
             stop = position + size + FRAME_OVERHEAD
-            if frame == _HEADER and frame_channel == channel and size >= _CONTENT_HEADER_SIZE and stop <= end:
+            if (
+                frame == _HEADER
+                and frame_channel == channel
+                and size >= _CONTENT_HEADER_SIZE
+                and stop <= end
+                and data[stop - 1] == _END
+            ):
                 body_size = _BODY_SIZE.unpack_from(data, position + 11)[0]
-                header = data[position + 7 : stop - 1]
-                if body_size == 0 and data[stop - 1] == _END:
-                    events.append(_event(Event, (kind, channel, method, header, b"", 0, False)))
-                    return stop
-                body_at, body_stop = stop + 7, stop + body_size + FRAME_OVERHEAD
-                if (
-                    body_stop <= end
-                    and body_size <= self.max_body
-                    and data[stop - 1] == _END
-                    and _FRAME.unpack_from(data, stop) == (_BODY, channel, body_size)
-                    and data[body_stop - 1] == _END
-                ):
-                    body = data[body_at : body_stop - 1]
-                    events.append(_event(Event, (kind, channel, method, header, body, 0, False)))
-                    return body_stop
+                if size + body_size <= self._at_once:
+                    header = data[position + 7 : stop - 1]
+                    if not body_size:
+                        events.append(_event(Event, (kind, channel, method, header, b"", 0, False)))
+                        return stop
+                    body_stop = stop + body_size + FRAME_OVERHEAD
+                    if (
+                        body_stop <= end
+                        and data[body_stop - 1] == _END
+                        and _FRAME.unpack_from(data, stop) == (_BODY, channel, body_size)
+                    ):
+                        body = data[stop + 7 : body_stop - 1]
+                        events.append(_event(Event, (kind, channel, method, header, body, 0, False)))
+                        return body_stop
         self._assemblies[channel] = _Assembly(kind, method)
         return position
 
@@ -246,18 +266,19 @@ class FrameParser:
             assembly.header = payload
             assembly.missing = _BODY_SIZE.unpack_from(payload, 4)[0]
             if assembly.missing > self.max_body:
-                raise FrameError(f"body of {assembly.missing} bytes on channel {channel}, the limit is {self.max_body}")
+                assembly.oversize = assembly.missing
         elif kind == _BODY and assembly.header is not None:
             assembly.missing -= len(payload)
             if assembly.missing < 0:
                 raise FrameError(f"body on channel {channel} is longer than its header says")
-            assembly.chunks.append(payload)
+            if payload and not assembly.oversize:
+                assembly.chunks.append(payload)
         else:
             raise FrameError(f"frame of type {kind} on channel {channel} is out of order")
         if not assembly.missing:
             del self._assemblies[channel]
             body = b"".join(assembly.chunks)
-            events.append(Event(assembly.kind, channel, assembly.method, assembly.header, body))
+            events.append(Event(assembly.kind, channel, assembly.method, assembly.header, body, assembly.oversize))
 
     def _on_method(self, method: int, channel: int, payload: bytes, events: list[Event]) -> bool:
         """Handle a method without content on a lane channel; return False where it is to be passed through."""
@@ -303,18 +324,19 @@ class PublishEncoder:
     a thousand.
     """
 
-    __slots__ = ("_channel", "_methods", "frame_max")
+    __slots__ = ("_channel", "_methods", "_payload_max", "_properties_max")
 
     def __init__(self, channel: int, frame_max: int) -> None:
         self._channel = channel
         self._methods: dict[tuple[str, str, bool], bytes] = {}
-        self.frame_max = frame_max
+        self._payload_max = frame_max - FRAME_OVERHEAD
+        self._properties_max = self._payload_max - _CONTENT_HEADER_SIZE
 
     def encode(self, publication: Publication) -> bytes:
         """Return the frames of *publication*: method, header, and the body split at the negotiated frame size.
 
         Raises:
-            PropertyError: a property does not fit its field.
+            PropertyError: a property does not fit its field, or all of them do not fit a frame.
         """
         key = (publication.exchange, publication.routing_key, publication.mandatory)
         method = self._methods.get(key)
@@ -324,13 +346,18 @@ class PublishEncoder:
         body, channel = publication.body, self._channel
         size = len(body)
         header = _CONTENT_HEADER.pack(_HEADER, channel, _CONTENT_HEADER_SIZE + len(properties), 60, 0, size, flags)
-        if not size:
-            return b"".join((method, header, properties, _END_BYTE))
-        if size <= self.frame_max - FRAME_OVERHEAD:
+        if size + len(properties) <= self._properties_max:  # each fits a frame for certain
+            if not size:
+                return b"".join((method, header, properties, _END_BYTE))
             frame = _FRAME.pack(_BODY, channel, size)
             return b"".join((method, header, properties, _END_BYTE, frame, body, _END_BYTE))
+        if len(properties) > self._properties_max:
+            # A content header cannot be split, and RabbitMQ closes the connection on a frame that is too large.
+            raise PropertyError(
+                f"properties and headers have {len(properties)} bytes, the limit is {self._properties_max}"
+            )
         parts = [method, header, properties, _END_BYTE]
-        step = self.frame_max - FRAME_OVERHEAD
+        step = self._payload_max
         for start in range(0, size, step):
             chunk = body[start : start + step]
             parts += (_FRAME.pack(_BODY, channel, len(chunk)), chunk, _END_BYTE)
@@ -369,20 +396,27 @@ def encode_cancel(channel: int, consumer_tag: str) -> bytes:
 
 
 def split_delivery(method: bytes) -> tuple[bytes, int, bool]:
-    """Return consumer tag, delivery tag and redelivered of Basic.Deliver."""
-    at = 5 + method[4]
-    return method[5:at], _TAG.unpack_from(method, at)[0], bool(method[at + 8] & 1)
+    """Return consumer tag, delivery tag and redelivered of Basic.Deliver.
+
+    Raises:
+        FrameError: it is cut short.
+    """
+    try:
+        at = 5 + method[4]
+        return method[5:at], _TAG.unpack_from(method, at)[0], bool(method[at + 8] & 1)
+    except (IndexError, StructError) as error:
+        raise FrameError(f"method frame of {len(method)} bytes for a delivery") from error
 
 
 def delivery_route(method: bytes) -> tuple[str, str]:
-    """Return exchange and routing key of Basic.Deliver."""
+    """Return exchange and routing key of Basic.Deliver; raises `FrameError` where it is cut short."""
     at = 5 + method[4] + 9
     exchange, at = _short_string(method, at)
     return exchange, _short_string(method, at)[0]
 
 
 def return_route(method: bytes) -> tuple[str, str, str]:
-    """Return reply text, exchange and routing key of Basic.Return."""
+    """Return reply text, exchange and routing key of Basic.Return; raises `FrameError` where it is cut short."""
     text, at = _short_string(method, 6)
     exchange, at = _short_string(method, at)
     return text, exchange, _short_string(method, at)[0]
@@ -396,5 +430,7 @@ def close_reason(arguments: bytes) -> str:
 
 
 def _short_string(data: bytes, at: int) -> tuple[str, int]:
+    if at >= len(data):
+        raise FrameError(f"method frame of {len(data)} bytes ends before its last text")
     stop = at + 1 + data[at]
     return data[at + 1 : stop].decode("utf-8", "replace"), stop

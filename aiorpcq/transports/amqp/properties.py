@@ -36,7 +36,9 @@ class PropertyError(ValueError):
     """A property that does not fit its field, or bytes that are no properties; the text names the property."""
 
 
+_OCTETS: Final = [bytes((value,)) for value in range(256)]
 _short_strings: dict[str, bytes] = {}
+_expirations: dict[int, bytes] = {}
 
 
 def encode_short_string(text: str, name: str) -> bytes:
@@ -47,7 +49,7 @@ def encode_short_string(text: str, name: str) -> bytes:
         raise PropertyError(f"{name} is not encodable text: {type(text).__name__}") from error
     if len(data) > _SHORT_STRING_LIMIT:
         raise PropertyError(f"{name} has {len(data)} bytes, the limit is {_SHORT_STRING_LIMIT}")
-    return bytes((len(data),)) + data
+    return _OCTETS[len(data)] + data
 
 
 def _recurring(text: str, name: str) -> bytes:
@@ -113,6 +115,8 @@ def _encode_rare(properties: Properties, flags: int, parts: list[bytes]) -> tupl
         parts.append(encode_short_string(properties.message_id, "message_id"))
     if properties.timestamp is not None:
         flags |= 0x0040
+        if not 0 <= properties.timestamp < 2**63:
+            raise PropertyError(f"timestamp: {properties.timestamp} is not between 0 and 2**63 - 1 seconds")
         parts.append(_LONG_LONG.pack(properties.timestamp))
     if kind is not None:
         parts.append(kind)
@@ -132,11 +136,17 @@ def _octet(value: int, name: str) -> bytes:
 
 
 def _expiration(milliseconds: int) -> bytes:
+    known = _expirations.get(milliseconds)  # most calls have the same timeout
+    if known is not None:
+        return known
     # RabbitMQ closes the channel on an expiration that is negative or does not fit 32 bits ("Time-To-Live").
     if not 0 <= milliseconds <= _EXPIRATION_LIMIT:
         raise PropertyError(f"expiration: {milliseconds} ms is not between 0 and {_EXPIRATION_LIMIT}")
     digits = b"%d" % milliseconds
-    return bytes((len(digits),)) + digits
+    if len(_expirations) >= _KEPT_STRINGS:
+        _expirations.clear()
+    known = _expirations[milliseconds] = _OCTETS[len(digits)] + digits
+    return known
 
 
 _entries: dict[tuple[str, tuple[str, ...]], bytes] = {}
@@ -209,7 +219,7 @@ def decode_properties(header: bytes) -> Properties:
     """
     try:
         return _decode_properties(header)
-    except (IndexError, StructError, OverflowError, ValueError) as error:
+    except (IndexError, StructError, OverflowError, ValueError, OSError) as error:  # OSError: of `fromtimestamp`
         raise PropertyError(f"malformed properties: {error}") from error
 
 
@@ -282,7 +292,8 @@ def _read_short_string(data: bytes, at: int) -> tuple[str, int]:
 
 
 _LEADING: Final = bytes((len(LEADING_HEADER),)) + LEADING_HEADER.encode() + b"l"
-_LEADING_SIZE: Final = len(_LEADING) + 8
+_LEADING_VALUE_AT: Final = len(_LEADING)
+_LEADING_SIZE: Final = _LEADING_VALUE_AT + 8
 _tables: dict[bytes, dict[str, Any]] = {}
 
 
@@ -298,13 +309,16 @@ def _read_headers(table: bytes) -> dict[str, Any]:
     known = _tables.get(rest)
     if known is None:
         known = _read_table(rest, 0)
-        if len(rest) <= _KEPT_TABLE_SIZE:
+        if len(rest) <= _KEPT_TABLE_SIZE and not any(map(_holds_table, known.values())):
             if len(_tables) >= _KEPT_TABLES:
                 _tables.clear()
             _tables[rest] = known
-    headers = {LEADING_HEADER: _LONG_LONG.unpack_from(table, len(_LEADING))[0]}
-    headers.update(known)
-    return headers
+    return {LEADING_HEADER: _LONG_LONG.unpack_from(table, _LEADING_VALUE_AT)[0], **known}
+
+
+def _holds_table(value: Any) -> bool:
+    """Tell whether *value* is or may hold a table: user metadata, say, which must not be shared between messages."""
+    return type(value) is dict or (type(value) is list and any(type(item) is not str for item in value))
 
 
 def _read_table(data: bytes, depth: int) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class BrokerLink(Protocol):
     """A link as its broker sees it, and as predicates of `MemoryBroker.drop_links` do."""
 
     name: str
+    max_size: int
     is_lost: bool
     is_posted: bool
     outbox: deque[tuple[Publication, Message]]

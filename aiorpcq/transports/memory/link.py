@@ -52,7 +52,7 @@ class MemoryLink:
         self.consumers: dict[Consumer, None] = {}
         self.writable = True
         self._broker = broker
-        self._max_size = max_size
+        self.max_size = max_size
         self.is_posted = False
         self._resumed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -75,8 +75,8 @@ class MemoryLink:
             ValueError: a property does not fit its field; nothing was sent.
         """
         size = len(publication.body)
-        if size > self._max_size:
-            raise PayloadTooLarge(f"body of {size} bytes is larger than the limit of {self._max_size}")
+        if size > self.max_size:
+            raise PayloadTooLarge(f"body of {size} bytes is larger than the limit of {self.max_size}")
         outbox = self.outbox
         outbox.append((publication, Message.of(publication)))
         if not self.is_posted:

@@ -35,6 +35,7 @@ class QueueOwner(Protocol):
     """The link that a consumer or an exclusive queue belongs to, as queues see it."""
 
     name: str
+    max_size: int
 
     def lose(self, reason: RPCError) -> None:
         """End the link."""
@@ -43,13 +44,15 @@ class QueueOwner(Protocol):
 class MemoryDelivery:
     """A message in a consumer's hands. It is void once settled, given back by a lost link, or sent without ack."""
 
-    __slots__ = ("_consumer", "body", "exchange", "message", "properties", "redelivered", "routing_key")
+    __slots__ = ("_consumer", "body", "exchange", "message", "oversize", "properties", "redelivered", "routing_key")
 
-    def __init__(self, message: Message, consumer: Consumer | None, properties: Properties) -> None:
+    def __init__(self, message: Message, consumer: Consumer | None, properties: Properties, max_size: int) -> None:
         self._consumer = consumer
         self.message = message
         self.properties = properties
-        self.body = message.body
+        size = len(message.body)
+        self.oversize = size if size > max_size else 0
+        self.body = b"" if self.oversize else message.body
         self.redelivered = message.redelivered
         self.exchange = message.exchange
         self.routing_key = message.routing_key
@@ -128,8 +131,8 @@ class Consumer:
             properties = message.with_delivery_count()
         if self.no_ack:
             queue.waiting.append(self)
-            return MemoryDelivery(message, None, properties)
-        delivery = MemoryDelivery(message, self, properties)
+            return MemoryDelivery(message, None, properties, self.link.max_size)
+        delivery = MemoryDelivery(message, self, properties, self.link.max_size)
         unsettled = self.unsettled
         unsettled.add(delivery)
         if self.prefetch and len(unsettled) >= self.prefetch:
