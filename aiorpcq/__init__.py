@@ -1,6 +1,6 @@
 """RPC for asyncio over RabbitMQ: `await client.call("add", 2, 3)`."""
 
-from .client import CallOptions, Client, State, Task
+from .client import Client
 from .codec import Codec, Codecs, JsonCodec, MsgpackCodec
 from .errors import (
     BacklogLimitExceeded,
@@ -26,9 +26,11 @@ from .errors import (
     UsageError,
     WorkerLost,
 )
+from .options import CallOptions
 from .protocol.executions import CacheLimits
 from .protocol.outofband import OutOfBandLimits
 from .service import Context, Service
+from .task import State, Task
 from .worker import Worker
 
 __all__ = [

@@ -49,7 +49,8 @@ def run_deadline(
     """Return when a worker must stop a run, on the clock of *received_at*; None for never.
 
     The smaller of *expiration* counted from receipt, and the absolute *deadline* against the worker's own wall clock
-    plus the tolerated skew; never more than `MAXIMUM_TIMEOUT`. The first is blind to the time spent in the queue, the second to clocks that differ.
+    plus the tolerated skew; never more than `MAXIMUM_TIMEOUT`. The first is blind to the time spent in the queue, the
+    second to clocks that differ.
     """
     budgets = []
     if expiration is not None:

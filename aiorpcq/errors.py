@@ -110,6 +110,9 @@ class RemoteError(RPCError):
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self}>"
+
 
 class MethodNotFound(RPCError):
     """The service is there and has no method of that name."""
@@ -195,13 +198,13 @@ class UsageError(RPCError, RuntimeError):
     """A client or worker was used where it cannot be: not open, closed, on another event loop, or after a fork."""
 
 
-class ConnectionLost(RPCError, ConnectionError):
+class ConnectionLost(RPCError):
     """The connection to the broker was lost, or the client closed, while the call was under way."""
 
     retryable = True
 
 
-class ConnectFailed(RPCError, ConnectionError):
+class ConnectFailed(RPCError):
     """No connection to the broker could be made; the message says whether address, password, vhost or permission."""
 
     retryable = True

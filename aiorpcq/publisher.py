@@ -26,6 +26,8 @@ __all__ = ["PublisherStatistics", "ResultPublisher"]
 
 logger = logging.getLogger("aiorpcq.worker")
 
+_SHORT_TEXT: Final = 200
+
 # Globals for the hot path: in Python 3.11 a member costs four times as much to look up on its class.
 _RUNNING: Final = ExecutionPhase.RUNNING
 _CONFIRMED: Final = Outcome.CONFIRMED
@@ -64,12 +66,14 @@ class ResultPublisher:
         self,
         table: ExecutionTable,
         codecs: Codecs,
+        max_size: int,
         worker_id: str,
         loop: asyncio.AbstractEventLoop,
         on_idle: Callable[[], None],
     ) -> None:
         self._table = table
         self._codecs = codecs
+        self._max_size = max_size
         self._worker_id = worker_id
         self._time = loop.time
         self._on_idle = on_idle
@@ -104,7 +108,7 @@ class ResultPublisher:
             PayloadTooLarge: it is too large.
         """
         if execution.request.states and execution.phase is ExecutionPhase.RUNNING:
-            body = self._codecs.encode(value)
+            body = self._encode(value)
             if self.link is not None and not self.link.writable:
                 await self.link.wait_writable()
             self._send_update(execution, name, body)
@@ -121,7 +125,7 @@ class ResultPublisher:
             body, content_type, content_encoding = b"", "", None
         else:
             try:
-                body, content_type, content_encoding = self._codecs.encode(value)
+                body, content_type, content_encoding = self._encode(value)
             except (CodecError, PayloadTooLarge) as error:
                 error.maybe_executed = True
                 self.refuse(execution, error)
@@ -161,11 +165,12 @@ class ResultPublisher:
     def _fail(self, execution: Execution, description: dict[str, Any]) -> None:
         self._failed += 1
         try:
-            body = self._codecs.encode(description)
+            body = self._encode(description)
         except (CodecError, PayloadTooLarge):
             # Arguments or texts that are too much: what always fits says it too.
             for name in ("args", "cause", "notes", "traceback"):
                 description.pop(name, None)
+            description["message"] = description["message"][:_SHORT_TEXT]
             body = self._codecs.encode(description)
         self._answer(execution, FAILURE, *body)
 
@@ -226,11 +231,16 @@ class ResultPublisher:
         if execution.delivery is not None:
             execution.delivery.ack()
 
+    def _encode(self, value: Any) -> tuple[bytes, str, str | None]:
+        encoded = self._codecs.encode(value)
+        size = len(encoded[0])
+        if size > self._max_size:  # the codecs may have been given a limit of their own
+            raise PayloadTooLarge(f"body of {size} bytes, the limit max_size is {self._max_size}")
+        return encoded
+
     def _can_encode(self, value: Any) -> bool:
         try:
             self._codecs.encode(value)
         except RPCError:
             return False
         return True
-
-

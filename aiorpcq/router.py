@@ -54,9 +54,9 @@ class RouterOptions:
     """What clients must have in common to share a router."""
 
     url: str = field(repr=False)
-    names: Names = Names()
-    max_size: int = 8 * 1024 * 1024
-    out_of_band: OutOfBandLimits = OutOfBandLimits()
+    names: Names
+    max_size: int
+    out_of_band: OutOfBandLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +186,7 @@ class ReplyRouter:
             self.table.add(call)
         except ValueError as error:
             raise UsageError(str(error), task_id=call.task_id) from None
+        call.waiter = self._loop.create_future()
         if call.deadline is not None and call.deadline < self._timer_at:
             self._schedule()
 
@@ -232,14 +233,14 @@ class ReplyRouter:
     def fail(self, call: Call, error: RPCError) -> None:
         """Settle *call* with *error*, if it is not settled."""
         if self.table.fail(call, error):
+            if call.backlog is not None:
+                self._keep(call)
             wake(call)
 
     def close_calls(self, owner: object) -> None:
         """Settle every call of *owner*: it closes."""
         for call in [call for call in self.table.pending.values() if call.owner is owner]:
-            error = ConnectionLost(
-                "the client was closed", task_id=call.task_id, maybe_executed=call.maybe_executed
-            )
+            error = ConnectionLost("the client was closed", task_id=call.task_id, maybe_executed=call.maybe_executed)
             self.fail(call, error)
 
     async def _setup(self, link: Link, generation: int) -> None:
@@ -280,11 +281,10 @@ class ReplyRouter:
             return
         call = self.table.receive(message, self.now())
         if call is None:
-            if self._timer is None:
-                self._schedule()
+            self._schedule()
         else:
-            if call.terminal is not None and call.backlog is not None:
-                self.table.park(call.backlog.states, self.now())
+            if call.backlog is not None:
+                self._keep(call)
             wake(call)
 
     def _on_oversize(self, message: StateMessage, size: int) -> None:
@@ -320,6 +320,10 @@ class ReplyRouter:
             self.fail(call, Overloaded("the broker refused the request: its queue is full", task_id=call.task_id))
         # A LOST request is settled by `_on_lost`, with the rest of its generation.
 
+    def _keep(self, call: Call) -> None:
+        self.table.keep(call, self.now())
+        self._schedule()
+
     def _schedule(self) -> None:
         """Have the timer fire at the earliest deadline."""
         at = self.table.next_deadline()
@@ -338,6 +342,8 @@ class ReplyRouter:
                 task_id=call.task_id,
                 maybe_executed=call.maybe_executed,
             )
+            if call.backlog is not None:
+                self.table.keep(call, self.now())
             wake(call)
         self._schedule()
 

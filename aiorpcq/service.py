@@ -327,6 +327,9 @@ def _find_context(
     position, parameter = found[0]
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
         raise ValueError(f"method {name!r}: the parameter annotated Context collects others")
+    before = list(signature.parameters.values())[:position]
+    if parameter.kind is parameter.POSITIONAL_ONLY and any(p.default is not p.empty for p in before):
+        raise ValueError(f"method {name!r}: the parameter annotated Context is positional-only behind a default")
     return parameter.name, None if parameter.kind is parameter.KEYWORD_ONLY else position
 
 
@@ -347,5 +350,3 @@ def _positional_bounds(parameters: list[inspect.Parameter]) -> tuple[int, float]
             if parameter.default is parameter.empty:
                 least += 1
     return least, most
-
-

@@ -326,9 +326,14 @@ class Node:
         ).splitlines()
         return len(hosts) if vhost is None else hosts.count(vhost)
 
-    def close_connections(self, reason: str = "closed by a test") -> None:
-        """Close every client connection as an operator would: with 320 CONNECTION_FORCED."""
-        self.eval(f"[rabbit_networking:close_connection(P, {_binary(reason)}) || P <- rabbit_networking:connections()]")
+    def close_connections(self, reason: str = "closed by a test", *, name: str | None = None) -> None:
+        """Close client connections as an operator would, with 320 CONNECTION_FORCED: all, or those called *name*."""
+        chosen = "true"
+        if name is not None:
+            properties = "element(2, hd(rabbit_networking:connection_info(P, [client_properties])))"
+            chosen = f"lists:member({{{_binary('connection_name')}, longstr, {_binary(name)}}}, {properties})"
+        close = f"rabbit_networking:close_connection(P, {_binary(reason)})"
+        self.eval(f"[{close} || P <- rabbit_networking:connections(), {chosen}]")
 
     def reset(self) -> None:
         """Make the broker as it was when new: no connection, queue or alarm, only `/` and guest."""

@@ -80,7 +80,8 @@ class Call:
     """A call as its caller knows it; a plain slotted class, since one is made for every call.
 
     *owner*, *waiter* and *watchers* are the shell's: whose call it is, what to wake at its end, what to wake at every
-    state. *readers* counts its streams. *backlog* is None for a call whose states nobody asked for. *foreign* says that the id was not made by this table's `TaskIds`.
+    state. *readers* counts its streams. *backlog* is None for a call whose states nobody asked for. *foreign* says
+    that the id was not made by this table's `TaskIds`.
     """
 
     __slots__ = (
@@ -229,6 +230,10 @@ class CallTable:
         for message in self._out_of_band.read(call.task_id):
             call.merge(message)
         call.sending = Sending.NOT_OURS
+        error = self._out_of_band.error(call.task_id)
+        if error is not None and call.terminal is None:
+            call.phase = _SETTLED
+            call.error = error
         if call.phase is Phase.PENDING:
             self._tombstones.discard(call.task_id)
             self._out_of_band.take(call.task_id)
@@ -283,6 +288,13 @@ class CallTable:
         for message in messages:
             self._out_of_band.put(message, now)
 
+    def keep(self, call: Call, now: float) -> None:
+        """Park what is left of a settled call whose states were asked for: its reader may come, or come again."""
+        if call.backlog is not None and call.phase is _SETTLED and call.sending is not Sending.NOT_OURS:
+            self.park(call.backlog.states, now)
+            if call.error is not None:
+                self._out_of_band.put_error(call.task_id, call.error, now)
+
     def forget(self, task_id: str) -> Call | None:
         """Drop all that is held of a task; return its call where one was pending."""
         self._out_of_band.take(task_id)
@@ -300,7 +312,10 @@ class CallTable:
         for call in expired:
             call.phase = Phase.SETTLED
             self.pending.pop(call.task_id, None)
-            if call.foreign:
+            if call.sending is Sending.NOT_OURS:
+                if call.backlog is not None:
+                    self.park(call.backlog.states, now)  # the wait is over, the task may not be
+            elif call.foreign:
                 self._tombstones.add(call.task_id)
         return expired
 

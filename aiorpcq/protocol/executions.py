@@ -1,7 +1,7 @@
 """The worker's table: what runs, what has ended, and what to do with a request that comes again.
 
-A redelivery of an attempt that still runs here is adopted: the run goes on under the new delivery. One that has ended is
-answered from the cache of terminal states. So within one worker an attempt never runs twice while its entry is held.
+A redelivery of an attempt that still runs here is adopted: the run goes on under the new delivery. One that has ended
+is answered from the cache of terminal states. So within one worker an attempt never runs twice while its entry is held.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ __all__ = ["CacheLimits", "Execution", "ExecutionPhase", "ExecutionTable", "Verd
 
 _ENTRY_OVERHEAD: Final = 500
 """Bytes that a cached terminal state costs besides its body, rounded up from tracemalloc."""
+
+
+_EVICTION_DELAY: Final = 1.0
+"""Seconds past their age that cached states may stay, so that they go in numbers and not one by one."""
 
 
 class ExecutionPhase(Enum):
@@ -52,10 +56,12 @@ _RUN: Final = Verdict.RUN
 class Execution:
     """One attempt of one request; a plain slotted class, since one is made for every call.
 
-    *delivery* and *task* are the shell's: what to acknowledge, and what runs. *deadline* is on the monotonic clock.
+    *delivery* and *task* are the shell's: what to acknowledge, and what runs. *acknowledged* says that the first was
+    done before the run. *deadline* is on the monotonic clock.
     """
 
     __slots__ = (
+        "acknowledged",
         "attempt",
         "deadline",
         "delivery",
@@ -75,6 +81,7 @@ class Execution:
         self.attempt = request.attempt
         self.reply_to = request.reply_to
         self.delivery = delivery
+        self.acknowledged = False
         self.deadline = deadline
         self.slot = 0
         self.phase = _RUNNING
@@ -200,9 +207,18 @@ class ExecutionTable:
             execution.phase = ExecutionPhase.STOPPING
         return expired
 
-    def next_deadline(self) -> float | None:
-        """Return when `expire` has a run to give at the earliest."""
-        return self._wheel.next_deadline()
+    def next_deadline(self, now: float) -> float:
+        """Return when `expire` has something to do: a run's deadline, or a cached state past its age by a second."""
+        run = self._wheel.next_deadline()
+        age = (
+            min(
+                (next(iter(entries.values())).since for entries in (self._delivered, self._returned) if entries),
+                default=now,
+            )
+            + self._limits.age
+            + _EVICTION_DELAY
+        )
+        return age if run is None else min(run, age)
 
     def evict(self, now: float) -> None:
         """Drop cached states that are too old or too many."""

@@ -1,8 +1,9 @@
 """Exceptions as plain values, and back.
 
 A FAILURE state's value is a mapping. `error` names the class of this library that the caller raises, `message` and
-`maybe_executed` go with it. It is "RemoteError" where the method raised; then the rest is `type`, `module`, `message`, `args`, `traceback`, `notes` and `cause`, a
-mapping like it. Nothing is imported or looked up by name on the way back but what the caller has registered.
+`maybe_executed` go with it. It is "RemoteError" where the method raised; then the rest is `type`, `module`, `message`,
+`args`, `traceback`, `notes` and `cause`, a mapping like it. Nothing is imported or looked up by name on the way back
+but what the caller has registered.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class ExceptionRegistry:
             raise ValueError(f"{cls!r} is not an exception class")
         try:
             combined = type(cls.__name__, (RemoteError, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
-        except TypeError as error:
+            cls.__new__(combined)  # fails here and not at the first error, where it wants arguments
+        except Exception as error:
             raise ValueError(f"{cls.__qualname__} cannot be combined with RemoteError: {error}") from error
         self._classes[cls.__module__, cls.__qualname__] = combined
 
@@ -87,7 +89,7 @@ def describe_error(error: RPCError) -> dict[str, Any]:
     """Return the value of a FAILURE state that this library caused."""
     return {
         "error": type(error).__name__,
-        "message": error.message[:_TEXT_LIMIT],
+        "message": _safe(str, error.message),
         "maybe_executed": error.maybe_executed,
     }
 
@@ -95,8 +97,8 @@ def describe_error(error: RPCError) -> dict[str, Any]:
 def describe_exception(exception: BaseException, can_encode: Callable[[Any], bool]) -> dict[str, Any]:
     """Return the value of a FAILURE state that the method caused by raising *exception*.
 
-    Arguments that *can_encode* refuses are replaced by their `repr`. Texts are cut at 16 KiB, the traceback at 64 KiB, the
-    chain of causes at 8.
+    Arguments that *can_encode* refuses are replaced by their `repr`. Texts are cut at 16 KiB, the traceback at 64 KiB,
+    the chain of causes at 8.
     """
     return {"error": RemoteError.__name__, **_describe(exception, can_encode, _CAUSE_DEPTH_LIMIT, set())}
 
@@ -122,20 +124,22 @@ def _describe(
 ) -> dict[str, Any]:
     cls = type(exception)
     seen.add(id(exception))
+    arguments, notes = _attribute(exception, "args"), _attribute(exception, "__notes__")
     described: dict[str, Any] = {
         "type": cls.__qualname__,
-        "module": cls.__module__,
+        "module": _safe(str, cls.__module__),
         "message": _safe(str, exception),
         "args": [
             argument if can_encode(argument) else _safe(repr, argument)
-            for argument in exception.args[:_ARGUMENTS_LIMIT]
+            for argument in (arguments[:_ARGUMENTS_LIMIT] if isinstance(arguments, tuple) else ())
         ],
         "traceback": _format(exception, chain=depth == _CAUSE_DEPTH_LIMIT),
     }
-    notes = getattr(exception, "__notes__", None)
     if isinstance(notes, list) and notes:
         described["notes"] = [_safe(str, note) for note in notes[:_NOTES_LIMIT]]
-    cause = exception.__cause__ or (None if exception.__suppress_context__ else exception.__context__)
+    cause = exception.__cause__  # compared with None: an exception can have a length of 0
+    if cause is None and not exception.__suppress_context__:
+        cause = exception.__context__
     if cause is not None and depth > 1 and id(cause) not in seen:
         described["cause"] = _describe(cause, can_encode, depth - 1, seen)
     return described
@@ -144,26 +148,34 @@ def _describe(
 def _format(exception: BaseException, *, chain: bool) -> str:
     try:
         text = "".join(traceback.format_exception(exception, chain=chain))
-    except Exception:  # a broken __str__ or __repr__ of the method's own classes
-        return ""
-    return text if len(text) <= _TRACEBACK_LIMIT else "...\n" + text[-_TRACEBACK_LIMIT:]
+    except Exception:  # a broken attribute of the method's own classes; the frames do not depend on it
+        text = "".join(traceback.format_tb(exception.__traceback__))
+    return _encodable(text if len(text) <= _TRACEBACK_LIMIT else "...\n" + text[-_TRACEBACK_LIMIT:])
+
+
+def _attribute(exception: BaseException, name: str) -> Any:
+    try:
+        return getattr(exception, name, None)
+    except Exception:  # a broken property of the method's own classes
+        return None
 
 
 def _safe(convert: Callable[[Any], str], value: Any) -> str:
     try:
-        text = convert(value)[:_TEXT_LIMIT]
+        return _encodable(convert(value)[:_TEXT_LIMIT])
     except Exception:  # a broken __str__ or __repr__ of the method's own classes
         return f"<{type(value).__qualname__}>"
+
+
+def _encodable(text: str) -> str:
+    """Return *text* with lone surrogates escaped: file names have them, and UTF-8 does not."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _rebuild(value: Mapping[Any, Any], registry: ExceptionRegistry, task_id: str, depth: int) -> RemoteError:
     name, module = _text(value.get("type", "Exception")), _text(value.get("module", "builtins"))
     cause, arguments, notes = value.get("cause"), value.get("args"), value.get("notes")
-    cls = registry.find(module, name)
-    error = cls.__new__(cls)
-    RemoteError.__init__(
-        error,
+    plain = RemoteError(
         _text(value.get("message", "")),
         type=name,
         module=module,
@@ -173,8 +185,23 @@ def _rebuild(value: Mapping[Any, Any], registry: ExceptionRegistry, task_id: str
         notes=tuple(map(_text, notes)) if isinstance(notes, (list, tuple)) else (),
         task_id=task_id,
     )
+    cls = registry.find(module, name)
+    if cls is RemoteError:
+        return plain
+    try:
+        return _recast(plain, cls)
+    except Exception:  # what a registered class does is its own affair, the error arrives all the same
+        return plain
+
+
+def _recast(plain: RemoteError, cls: type[RemoteError]) -> RemoteError:
+    """Return *plain* as an instance of *cls*, past the constructors and `__setattr__` of the registered class."""
+    error = cls.__new__(cls)
+    BaseException.__init__(error, *plain.args)
+    error.__dict__.update(plain.__dict__)
+    error.__cause__ = plain.__cause__
     return error
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else repr(value)[:_TEXT_LIMIT]
+    return value if isinstance(value, str) else _safe(repr, value)

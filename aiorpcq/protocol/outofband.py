@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
+from ..errors import RPCError
 from .messages import StateMessage
 
 __all__ = ["OutOfBandBuffer", "OutOfBandLimits", "TombstoneRing"]
@@ -14,9 +15,14 @@ _MESSAGE_OVERHEAD: Final = 500
 """Bytes that a parked state costs besides its body, rounded up from tracemalloc."""
 
 
+_EVICTION_DELAY: Final = 1.0
+"""Seconds past their age that states may stay, so that they go in numbers and not one by one."""
+
+
 @dataclass(frozen=True, slots=True)
 class OutOfBandLimits:
-    """Bounds of the out-of-band buffer: tasks, bytes (with 500 for each state), and seconds since a task's last state."""
+    """Bounds of the out-of-band buffer: tasks, bytes (with 500 for each state), and seconds since a task's last
+    state."""
 
     tasks: int = 10_000
     size: int = 16 * 1024 * 1024
@@ -29,11 +35,12 @@ class OutOfBandLimits:
 
 
 class _Parked:
-    __slots__ = ("messages", "read", "size", "touched")
+    __slots__ = ("error", "messages", "read", "size", "touched")
 
     def __init__(self) -> None:
         self.messages: list[StateMessage] = []
         self.read = 0
+        self.error: RPCError | None = None
         self.size = 0
         self.touched = 0.0
 
@@ -65,17 +72,34 @@ class OutOfBandBuffer:
 
     def put(self, message: StateMessage, now: float) -> None:
         """Park *message* with what is there of its task."""
-        parked = self._tasks.get(message.task_id)
-        if parked is None:
-            parked = self._tasks[message.task_id] = _Parked()
-        else:
-            self._tasks.move_to_end(message.task_id)
+        parked = self._touch(message.task_id, now)
         size = len(message.body) + _MESSAGE_OVERHEAD
         parked.messages.append(message)
         parked.size += size
-        parked.touched = now
         self._size += size
         self.evict(now)
+
+    def put_error(self, task_id: str, error: RPCError, now: float) -> None:
+        """Park the error that settled a task here, for readers that come later."""
+        parked = self._touch(task_id, now)
+        parked.error = error
+        parked.size += _MESSAGE_OVERHEAD
+        self._size += _MESSAGE_OVERHEAD
+        self.evict(now)
+
+    def error(self, task_id: str) -> RPCError | None:
+        """Return the error that is parked of a task."""
+        parked = self._tasks.get(task_id)
+        return None if parked is None else parked.error
+
+    def _touch(self, task_id: str, now: float) -> _Parked:
+        parked = self._tasks.get(task_id)
+        if parked is None:
+            parked = self._tasks[task_id] = _Parked()
+        else:
+            self._tasks.move_to_end(task_id)
+        parked.touched = now
+        return parked
 
     def read(self, task_id: str) -> list[StateMessage]:
         """Return what is parked of a task, in the order of arrival, and keep it."""
@@ -94,21 +118,17 @@ class OutOfBandBuffer:
         return parked.messages
 
     def next_expiry(self) -> float | None:
-        """Return when the oldest is too old, None where nothing is parked."""
+        """Return when the oldest is too old by a second, None where nothing is parked."""
         if not self._tasks:
             return None
-        return next(iter(self._tasks.values())).touched + self._limits.age
+        return next(iter(self._tasks.values())).touched + self._limits.age + _EVICTION_DELAY
 
     def evict(self, now: float) -> None:
         """Drop what is too old or too much."""
         limits, tasks = self._limits, self._tasks
         while tasks:
             oldest = next(iter(tasks.values()))
-            if (
-                len(tasks) <= limits.tasks
-                and self._size <= limits.size
-                and oldest.touched + limits.age > now
-            ):
+            if len(tasks) <= limits.tasks and self._size <= limits.size and oldest.touched + limits.age > now:
                 return
             tasks.popitem(last=False)
             self._size -= oldest.size

@@ -1,9 +1,9 @@
 """The native wire, version 1: requests and states to and from AMQP properties, headers and bodies.
 
-A request goes to the request exchange: `correlation_id` is the task id, `type` the method, `reply_to` the caller's reply
-queue, `expiration` what is left until the deadline; headers hold the rest. A state goes to the default exchange with the
-reply queue as its routing key: `correlation_id` is the task id, `type` the state's name. A plain SUCCESS has no headers.
-Bodies hold arguments and values alone. Unknown headers are ignored; another major version is refused.
+A request goes to the request exchange: `correlation_id` is the task id, `type` the method, `reply_to` the caller's
+reply queue, `expiration` what is left until the deadline; headers hold the rest. A state goes to the default exchange
+with the reply queue as its routing key: `correlation_id` is the task id, `type` the state's name. A plain SUCCESS has
+no headers. Bodies hold arguments and values alone. Unknown headers are ignored; another major version is refused.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ class Link(Protocol):
     """One connection to the broker.
 
     `lost` is done, with the reason as its result, as soon as the link is of no more use: closed by either side, or the
-    broker took something away that RPC cannot do without (a consumer, a channel). Shield it when awaiting it: cancelling
-    the future loses the reason.
+    broker took something away that RPC cannot do without (a consumer, a channel). Shield it when awaiting it:
+    cancelling the future loses the reason.
     """
 
     lost: asyncio.Future[RPCError]

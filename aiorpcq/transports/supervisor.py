@@ -28,9 +28,9 @@ _random = Random()
 class Supervisor:
     """Owns the current link and the task that replaces it.
 
-    `link` is the current one, None while there is none; `generation` counts them from 1. *setup* is run for each new link
-    before `link` is set; *on_lost* is called after `link` was taken away. Between two tries it waits a random time of at
-    most 0.1 s, doubled with each failure up to 10 s ("full jitter").
+    `link` is the current one, None while there is none; `generation` counts them from 1. *setup* is run for each new
+    link before `link` is set; *on_lost* is called after `link` was taken away. Between two tries it waits a random
+    time of at most 0.1 s, doubled with each failure up to 10 s ("full jitter").
     """
 
     def __init__(

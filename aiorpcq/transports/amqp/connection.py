@@ -18,7 +18,6 @@ from aiormq.connection import TransportFactory
 from aiormq.exceptions import (
     AMQPConnectionError,
     AuthenticationError,
-    ConnectionNotAllowed,
     IncompatibleProtocolError,
     ProbableAuthenticationError,
 )
@@ -35,12 +34,17 @@ __all__ = ["AMQPLink", "AMQPTransport"]
 
 logger = logging.getLogger("aiorpcq.amqp")
 
+# What aiormq has to say about a failed or lost connection we raise or log ourselves; where a program has not configured
+# logging, it must not appear on stderr beside that.
+logging.getLogger("aiormq").addHandler(logging.NullHandler())
+
 _HEARTBEAT: Final = 10
 """Seconds; a dead link is noticed within two of them."""
 
 _DEFAULT_FRAME_MAX: Final = 131_072
 _OPERATION_TIMEOUT: Final = 15.0
 _CLOSE_TIMEOUT: Final = 3.0
+_LOST_GRACE: Final = 0.5
 
 
 class _LaneFactory(TransportFactory):
@@ -110,7 +114,7 @@ class AMQPLink:
         tune = under.connection_tune
         protocol.negotiated(tune.frame_max or _DEFAULT_FRAME_MAX, tune.heartbeat or 0)
         self._lane_channel = await under.channel(publisher_confirms=True)
-        self._control = await under.channel(publisher_confirms=False)
+        await self._open_control()
         self._lane = protocol.open_lane(self._lane_channel.number)
         self.publish = self._lane.publish  # directly: this is called for every message
         self._set_writable(not protocol.blocked)
@@ -128,8 +132,21 @@ class AMQPLink:
     async def declare(self, *entities: Exchange | Queue | Binding) -> None:
         """See `Link`."""
         for entity in entities:
-            assert self._control is not None
-            await self._operate(declare_entity(self._control, entity), describe(entity))
+            if self._control is None:
+                await self._operate(self._open_control(), "the channel for declarations")
+            control = self._control
+            assert control is not None
+            try:
+                await self._operate(declare_entity(control, entity), describe(entity))
+            except ConnectFailed:
+                if self._control is control:
+                    self._control = None  # the broker closes the channel of what it refuses
+                raise
+
+    async def _open_control(self) -> None:
+        assert self._connection is not None
+        assert self._connection.transport is not None
+        self._control = await self._connection.transport.connection.channel(publisher_confirms=False)
 
     async def consume(
         self,
@@ -184,6 +201,9 @@ class AMQPLink:
         task.add_done_callback(self._operations.discard)
         task.add_done_callback(_retrieve)
         await asyncio.wait((task, self.lost), timeout=_OPERATION_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done() and self.lost.done():
+            # The lane saw the broker's refusal first; aiormq, which knows whose it is, has it in its reader.
+            await asyncio.wait((task,), timeout=_LOST_GRACE)
         if task.done():
             cause = ConnectionError("cancelled") if task.cancelled() else task.exception()
             if cause is not None:
@@ -245,30 +265,37 @@ class AMQPTransport:
             async with asyncio.timeout(timeout):
                 await link.open(self._url, self._name)
         except BaseException as error:
+            reason = link.lost.result() if link.lost.done() else None
             await link.close()
             if isinstance(error, Exception):
-                raise self._explain(error, timeout) from None
+                raise self._explain(error, reason, timeout) from None
             raise
         return link
 
-    def _explain(self, error: Exception, timeout: float) -> ConnectFailed:
-        """Say what is wrong, from an error whose own text may hold the URL."""
+    def _explain(self, error: Exception, reason: RPCError | None, timeout: float) -> ConnectFailed:
+        """Say what is wrong, from an error whose own text may hold the URL.
+
+        *reason* is why the link was lost: aiormq does not tell what the broker said when it refused a vhost.
+        """
         where = self.address
         if isinstance(error, ConnectFailed):
             return error
         if isinstance(error, (ProbableAuthenticationError, AuthenticationError)):
             return ConnectFailed(f"{where} refused the user name or password of {self._url.user or 'guest'!r}")
-        if isinstance(error, ConnectionNotAllowed):
-            return ConnectFailed(f"{where} refused the vhost: {_first_line(error)}")
         if isinstance(error, TimeoutError):
             return ConnectFailed(f"{where} did not answer within {timeout:g} s")
         if isinstance(error, IncompatibleProtocolError):
             return ConnectFailed(f"{where} does not speak AMQP 0-9-1")
-        return ConnectFailed(f"{where} cannot be reached: {type(error).__name__}: {_first_line(error)}")
+        if reason is not None:
+            return ConnectFailed(f"{where} cannot be opened: {reason}")
+        return ConnectFailed(f"{where} cannot be reached: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:
-    text = " ".join(str(argument) for argument in error.args) or str(error)
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    text = " ".join(str(argument) for argument in error.args) or type(error).__name__
     return text.partition("\n")[0][:200]
 
 

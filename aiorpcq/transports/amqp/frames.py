@@ -1,15 +1,16 @@
 """AMQP 0-9-1 content frames, without I/O: publishes and acknowledgements out, deliveries, returns and confirms in.
 
 `FrameParser` cuts inbound bytes at frame boundaries. Content of the channels it is told of, and the methods that decide
-whether a lane may go on, become events; every other frame is passed through unchanged and in order. The layout of frames
-is in section 2.3 of the AMQP 0-9-1 specification, the numbers of classes and methods in its XML, `nack` and the confirms
-in RabbitMQ's extensions.
+whether a lane may go on, become events; every other frame is passed through unchanged and in order. The layout of
+frames is in section 2.3 of the AMQP 0-9-1 specification, the numbers of classes and methods in its XML, `nack` and the
+confirms in RabbitMQ's extensions.
 """
 
 from __future__ import annotations
 
+import struct
 from enum import Enum
-from struct import Struct, error as StructError
+from struct import Struct
 from typing import Final, NamedTuple
 
 from ...protocol.messages import Publication
@@ -133,7 +134,17 @@ class FrameParser:
     delivered again. What is buffered is bounded by those two.
     """
 
-    __slots__ = ("_assemblies", "_at_once", "_channels", "_frame_max", "_needed", "_partial", "_raw", "_started", "max_body")
+    __slots__ = (
+        "_assemblies",
+        "_at_once",
+        "_channels",
+        "_frame_max",
+        "_needed",
+        "_partial",
+        "_raw",
+        "_started",
+        "max_body",
+    )
 
     def __init__(self, channels: set[int], max_body: int) -> None:
         self._channels = channels
@@ -153,7 +164,8 @@ class FrameParser:
     @frame_max.setter
     def frame_max(self, size: int) -> None:
         self._frame_max = size
-        self._at_once = min(size - FRAME_OVERHEAD, self.max_body)  # what `_on_content` takes need not be checked further
+        # What `_on_content` takes within this need not be checked further.
+        self._at_once = min(size - FRAME_OVERHEAD, self.max_body)
 
     def feed(self, data: bytes) -> list[Event]:
         """Return what *data* completes.
@@ -229,7 +241,7 @@ class FrameParser:
         end = len(data)
         if end - position >= FRAME_OVERHEAD + _CONTENT_HEADER_SIZE:
             frame, frame_channel, size = _FRAME.unpack_from(data, position)
-            stop = position + size + FRAME_OVERHEAD
+            stop: int = position + size + FRAME_OVERHEAD
             if (
                 frame == _HEADER
                 and frame_channel == channel
@@ -243,7 +255,7 @@ class FrameParser:
                     if not body_size:
                         events.append(_event(Event, (kind, channel, method, header, b"", 0, False)))
                         return stop
-                    body_stop = stop + body_size + FRAME_OVERHEAD
+                    body_stop: int = stop + body_size + FRAME_OVERHEAD
                     if (
                         body_stop <= end
                         and data[body_stop - 1] == _END
@@ -404,7 +416,7 @@ def split_delivery(method: bytes) -> tuple[bytes, int, bool]:
     try:
         at = 5 + method[4]
         return method[5:at], _TAG.unpack_from(method, at)[0], bool(method[at + 8] & 1)
-    except (IndexError, StructError) as error:
+    except (IndexError, struct.error) as error:
         raise FrameError(f"method frame of {len(method)} bytes for a delivery") from error
 
 

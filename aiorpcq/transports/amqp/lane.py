@@ -1,7 +1,8 @@
 """The fast lane: the messages of one channel, on a connection that aiormq keeps.
 
-aiormq opens and closes the connection and its channels; publishes, deliveries, confirms, returns and acknowledgements of
-a lane channel never reach it. `LaneProtocol` stands between the socket and aiormq's reader, `Lane` is one channel of it.
+aiormq opens and closes the connection and its channels; publishes, deliveries, confirms, returns and acknowledgements
+of a lane channel never reach it. `LaneProtocol` stands between the socket and aiormq's reader, `Lane` is one channel
+of it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ __all__ = ["Lane", "LaneDelivery", "LaneProtocol"]
 logger = logging.getLogger("aiorpcq.amqp")
 
 _HEARTBEAT_FEED_INTERVAL: Final = 1.0
-"""Seconds between the heartbeats that are fed to aiormq while lane frames flow: it thinks a link without frames dead."""
+"""Seconds between the heartbeats that are fed to aiormq while lane frames flow: it thinks a link without frames
+dead."""
 
 _SILENT_HEARTBEATS: Final = 2
 _LOOKS_PER_HEARTBEAT: Final = 4
@@ -152,7 +154,7 @@ class Lane:
                 self._protocol.loop.call_soon(publication.settled, publication, Outcome.LOST)
             return
         frames = self._encoder.encode(publication)
-        if self._unconfirmed:
+        if self._unconfirmed or publication.settled is None:  # of the unconfirmed it cannot tell how many are under way
             self._protocol.write(frames)
         else:
             self._protocol.write_at_once(frames)
@@ -175,7 +177,8 @@ class Lane:
             self._protocol.write(encode_nack(self.channel, tag, requeue=requeue))
 
     def pending_acks(self) -> bytes:
-        """Return the frames of the acknowledgements that wait: one frame where they are all that came before the last."""
+        """Return the frames of the acknowledgements that wait: one frame where they are all that came before the
+        last."""
         acks, self._acks = self._acks, set()
         unsettled, last, covered = self._unsettled, 0, 0
         for tag in unsettled:
@@ -267,11 +270,12 @@ class Lane:
             if publication is not None:
                 _settle(publication, outcome)
             return
-        for covered in range(self._confirm_floor, min(tag, self._next_tag - 1) + 1):
+        stop = min(tag + 1, self._next_tag)
+        for covered in range(self._confirm_floor, stop):
             publication = unconfirmed.pop(covered, None)
             if publication is not None:
                 _settle(publication, outcome)
-        self._confirm_floor = max(self._confirm_floor, tag + 1)
+        self._confirm_floor = max(self._confirm_floor, stop)
 
     def _return(self, event: Event) -> None:
         """Settle the oldest unconfirmed publication that the returned message can be.
@@ -384,24 +388,23 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
     def data_received(self, data: bytes) -> None:
         """Handle lane events on the spot, and feed the rest to aiormq's reader."""
         self._heard = True
+        scheduled, self._flush_scheduled = self._flush_scheduled, True  # what the handlers send goes out below
+        lane_events = False
         try:
-            events = self._parser.feed(data)
+            for event in self._parser.feed(data):
+                kind = event.kind
+                if kind is _PASS:
+                    super().data_received(event.payload)
+                elif event.channel:
+                    lane_events = True
+                    self._lanes[event.channel].handle(event)
+                elif kind is EventKind.CONNECTION_CLOSED:
+                    self._lose(ConnectionLost(f"the broker closed the connection: {close_reason(event.payload)}"))
+                else:
+                    self._set_blocked(kind is EventKind.BLOCKED)
         except FrameError as error:
             self.fail(ConnectionLost(f"the broker sent a malformed frame: {error}"))
             return
-        lane_events = False
-        scheduled, self._flush_scheduled = self._flush_scheduled, True  # what the handlers send goes out below
-        for event in events:
-            kind = event.kind
-            if kind is _PASS:
-                super().data_received(event.payload)
-            elif event.channel:
-                lane_events = True
-                self._lanes[event.channel].handle(event)
-            elif kind is EventKind.CONNECTION_CLOSED:
-                self._lose(ConnectionLost(f"the broker closed the connection: {close_reason(event.payload)}"))
-            else:
-                self._set_blocked(kind is EventKind.BLOCKED)
         self._flush_scheduled = scheduled
         if not scheduled and (self._out or self._acking):
             self._flush()
@@ -442,9 +445,7 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
     def _lose(self, error: ConnectionLost) -> None:
         if self._lost:
             return
-        if self._out or self._acking:
-            self._flush()
-        self._lost = True
+        self._lost = True  # what waits is not sent: after a CloseOk it would cost the whole connection (504)
         if self._watchdog is not None:
             self._watchdog.cancel()
         for lane in self._lanes.values():
@@ -477,5 +478,3 @@ def _settle(publication: Publication, outcome: Outcome) -> None:
 def _wake(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-

@@ -6,10 +6,11 @@ Property flags and order are those of section 4.2.6.1 of the specification, fiel
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from decimal import Decimal
-from struct import Struct, error as StructError
+from struct import Struct
 from typing import Any, Final
 
 from ...protocol.messages import Properties
@@ -177,7 +178,7 @@ def _encode_field(value: Any, name: str, depth: int) -> bytes:
     if kind is int:
         try:
             return b"l" + _LONG_LONG.pack(value)
-        except StructError as error:
+        except struct.error as error:
             raise PropertyError(f"header {name}: an integer beyond 64 bits") from error
     if kind is tuple or kind is list:
         return b"A" + _sized(b"".join([_encode_field(item, name, _deeper(depth, name)) for item in value]))
@@ -219,7 +220,7 @@ def decode_properties(header: bytes) -> Properties:
     """
     try:
         return _decode_properties(header)
-    except (IndexError, StructError, OverflowError, ValueError, OSError) as error:  # OSError: of `fromtimestamp`
+    except (IndexError, struct.error, OverflowError, ValueError, OSError) as error:  # OSError: of `fromtimestamp`
         raise PropertyError(f"malformed properties: {error}") from error
 
 
@@ -364,7 +365,7 @@ def _read_field(data: bytes, at: int, depth: int) -> tuple[Any, int]:
 
 
 def _timestamp(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, timezone.utc)
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 _SIZED: Final = frozenset(b"SxFA")

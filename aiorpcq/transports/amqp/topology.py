@@ -21,7 +21,9 @@ from ...protocol.topology import Binding, Exchange, Queue
 
 __all__ = ["declare_entity", "refusal"]
 
-_INEQUIVALENT = re.compile(r"inequivalent arg '(?P<argument>[^']+)' for (?P<entity>.+?) in vhost .*?: (?P<difference>.*)")
+_INEQUIVALENT = re.compile(
+    r"inequivalent arg '(?P<argument>[^']+)' for (?P<entity>.+?) in vhost .*?: (?P<difference>.*)"
+)
 
 
 async def declare_entity(channel: AbstractChannel, entity: Exchange | Queue | Binding) -> None:
@@ -52,7 +54,7 @@ def refusal(error: BaseException, subject: str) -> RPCError:
     if isinstance(error, ChannelPreconditionFailed):
         found = _INEQUIVALENT.search(text)
         if found is not None:
-            argument, difference = found["argument"], found["difference"].rstrip("'")
+            argument, difference = found["argument"], found["difference"]
             return TopologyMismatch(f"{subject} exists with another {argument}: {difference}")
         return TopologyMismatch(f"{subject} does not fit what exists: {text}")
     if isinstance(error, ChannelLockedResource):

@@ -4,7 +4,8 @@ It has RabbitMQ's semantics as far as RPC relies on them (3.10, checked against 
 returns, prefetch, redelivery, expiry, length limits, priorities, dead-lettering.
 """
 
-from .broker import BrokerLink, MemoryBroker
+from .base import BrokerLink
+from .broker import MemoryBroker
 from .link import MemoryLink, MemorySubscription
 from .queue import MemoryDelivery
 from .statistics import BrokerStatistics, QueueStatistics

@@ -1,0 +1,20 @@
+"""What a codec is."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+__all__ = ["Codec"]
+
+
+class Codec(Protocol):
+    """One way to write values as bytes, known to both sides by its content type (lower case).
+
+    Both methods run in the event loop and raise `CodecError`; anything else they raise becomes one.
+    """
+
+    content_type: str
+
+    def encode(self, value: Any) -> bytes: ...
+
+    def decode(self, body: bytes) -> Any: ...

@@ -1,0 +1,301 @@
+"""Executor: runs the requests that are delivered to a worker, each in a task of its own, and none twice.
+
+Whatever a request or its method does ends in a terminal state for the caller; nothing it raises gets past here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import socket
+import threading
+import time
+from functools import partial
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+
+from .codec import Codecs
+from .deadline import Lineage, current_lineage, run_deadline
+from .errors import DeadlineExceeded, MethodNotFound, PayloadTooLarge, RPCError, UnsupportedVersion, WorkerLost
+from .protocol.executions import Execution, ExecutionPhase, ExecutionTable, Verdict
+from .protocol.messages import Request
+from .protocol.wire import MalformedMessage, VersionRefused, decode_request
+from .publisher import ResultPublisher
+from .service import Context, DeliveryMode, Method
+from .states import RECEIVED, STARTED
+from .transports.base import Delivery
+
+__all__ = ["Executor"]
+
+logger = logging.getLogger("aiorpcq.worker")
+
+_OWN_PACKAGES: Final = frozenset({__name__.partition(".")[0], "anyio", "asyncio"})
+"""Whose frames at the top of a traceback tell the caller nothing."""
+
+_RUN: Final = Verdict.RUN  # a global: in Python 3.11 a member costs four times as much to look up on its class
+
+
+class Executor:
+    """The incoming side of a worker.
+
+    *tasks* are the runs, bounded by the prefetch of the worker's consumers; whoever drains awaits them. While
+    *draining* is set, deliveries go back to their queue. *started*, *expired* and *rejected* only grow.
+    """
+
+    def __init__(
+        self,
+        table: ExecutionTable,
+        publisher: ResultPublisher,
+        codecs: Codecs,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        delivery: DeliveryMode,
+        threads: int,
+        max_size: int,
+    ) -> None:
+        self._table = table
+        self._publisher = publisher
+        self._codecs = codecs
+        self._loop = loop
+        self._delivery = delivery
+        self._limiter = anyio.CapacityLimiter(threads)
+        self._unbounded = anyio.CapacityLimiter(math.inf)
+        self._max_size = max_size
+        self._identity = {"pid": os.getpid(), "hostname": socket.gethostname()}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.draining = False
+        self.started = self.expired = self.rejected = 0
+
+    def cancel_runs(self) -> None:
+        """Cancel every run; its request goes back to its queue, or is answered where it was acknowledged already."""
+        for execution in list(self._table.running.values()):
+            if execution.phase is ExecutionPhase.RUNNING and execution.task is not None:
+                execution.phase = ExecutionPhase.STOPPING
+                execution.task.cancel()
+
+    def close(self) -> None:
+        """Stop the timer; to be called when nothing runs any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def on_delivery(self, methods: dict[str, Method], delivery: Delivery) -> None:
+        """Decide about one delivery, and start its run."""
+        if self.draining:
+            delivery.nack(requeue=True)
+            return
+        try:
+            request = decode_request(delivery.properties, delivery.body)
+        except MalformedMessage as error:
+            self._refuse_malformed(delivery, error)
+            return
+        method = methods.get(request.method)
+        loop = self._loop
+        now = loop.time()
+        deadline = run_deadline(request.expiration, request.deadline, now, time.time())
+        if method is not None and method.timeout is not None:
+            deadline = now + method.timeout if deadline is None else min(deadline, now + method.timeout)
+        verdict, execution = self._table.begin(request, delivery, deadline)
+        publisher = self._publisher
+        if verdict is not _RUN:
+            if verdict is Verdict.ANSWERED:
+                publisher.answer_again(execution)
+            else:
+                # On a link that is lost this does nothing; on this one the new delivery is now the one that counts.
+                self._table.adopt(execution, request, delivery).ack()
+            return
+        if delivery.oversize:
+            text = f"the body has {delivery.oversize} bytes, the limit max_size is {self._max_size}"
+            publisher.refuse(execution, PayloadTooLarge(text))
+            return
+        if method is None:
+            publisher.refuse(execution, MethodNotFound(f"the service has no method {request.method!r}"))
+            return
+        if self._timer is None or (deadline is not None and deadline < self._timer_at):
+            self._schedule(now)
+        self.started += 1
+        task = execution.task = loop.create_task(self._execute(execution, method))
+        self.tasks.add(task)
+
+    async def _execute(self, execution: Execution, method: Method) -> None:
+        """Run the method and publish what came of it; nothing it raises passes."""
+        publisher = self._publisher
+        try:
+            request = execution.request
+            if request.states:
+                publisher.announce(execution, RECEIVED, None)
+            if (method.delivery or self._delivery) == "at_most_once":
+                execution.acknowledged = True
+                execution.delivery.ack()
+            arguments, named = self._bind(execution, method)
+            task_id = request.task_id
+            current_lineage.set(Lineage(execution.deadline, task_id, request.root_id or task_id))
+            if method.is_async:
+                if request.states:
+                    publisher.announce(execution, STARTED, self._identity)
+                value = await method.function(*arguments, **named)
+            else:
+                value, error = await self._run_in_thread(execution, method, arguments, named)
+                if error is not None:
+                    raise error
+        except RPCError as error:
+            if isinstance(error, _Refused):
+                publisher.refuse(execution, error.error)
+            else:
+                publisher.fail(execution, _without_own_frames(error))
+        except asyncio.CancelledError as error:
+            self._end_cancelled(execution, error)
+        except BaseException as error:  # SystemExit from a method must not end the worker
+            if execution.reply_to is None:
+                logger.exception("method %s failed, and its caller does not ask", method.name)
+            publisher.fail(execution, _without_own_frames(error))
+        else:
+            publisher.succeed(execution, value)
+        finally:
+            self.tasks.discard(execution.task)
+
+    def _bind(self, execution: Execution, method: Method) -> tuple[list[Any], dict[str, Any]]:
+        request = execution.request
+        try:
+            decoded = self._codecs.decode(request.body, request.content_type, request.content_encoding)
+            return method.bind(decoded, partial(self._context, execution))
+        except RPCError as error:
+            raise _Refused(error) from error
+
+    def _context(self, execution: Execution) -> Context:
+        request: Request = execution.request
+        return Context(
+            _ExecutionStates(self._publisher, execution),
+            task_id=request.task_id,
+            method=request.method,
+            attempt=request.attempt,
+            redelivered=execution.delivery.redelivered,
+            parent_id=request.parent_id,
+            root_id=request.root_id,
+            metadata=request.metadata,
+        )
+
+    async def _run_in_thread(
+        self, execution: Execution, method: Method, arguments: list[Any], named: dict[str, Any]
+    ) -> tuple[Any, BaseException | None]:
+        """Run a plain method in a thread, as soon as the limit allows; return its value, or what it raised.
+
+        A thread cannot be stopped: at its deadline the caller is answered, and the thread keeps its place until it
+        ends. So the place is not the limiter's of `run_sync`, which gives it back as soon as the wait is cancelled.
+        """
+        limiter, place, claim = self._limiter, object(), threading.Lock()
+
+        def run() -> tuple[Any, BaseException | None]:
+            if not claim.acquire(blocking=False):
+                return None, None  # it was cancelled before the thread came to it
+            try:
+                if execution.request.states:
+                    self._loop.call_soon_threadsafe(self._announce_started, execution)
+                return method.function(*arguments, **named), None
+            except BaseException as error:  # StopIteration and SystemExit cannot pass through a future
+                return None, error
+            finally:
+                with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                    self._loop.call_soon_threadsafe(limiter.release_on_behalf_of, place)
+
+        await limiter.acquire_on_behalf_of(place)
+        try:
+            return await anyio.to_thread.run_sync(run, limiter=self._unbounded)
+        except BaseException:
+            if claim.acquire(blocking=False):
+                limiter.release_on_behalf_of(place)
+            raise
+
+    def _announce_started(self, execution: Execution) -> None:
+        if execution.phase is ExecutionPhase.RUNNING:
+            self._publisher.announce(execution, STARTED, self._identity)
+
+    def _end_cancelled(self, execution: Execution, error: asyncio.CancelledError) -> None:
+        """End a cancelled run: by the deadline, by the drain, or by its own doing."""
+        if execution.phase is not ExecutionPhase.STOPPING:
+            self._publisher.fail(execution, error)
+        elif execution.acknowledged:
+            self._publisher.refuse(execution, WorkerLost("the worker stopped before the run ended"))
+        else:
+            self._table.abandon(execution)
+            execution.delivery.nack(requeue=True)
+
+    def _refuse_malformed(self, delivery: Delivery, error: MalformedMessage) -> None:
+        """Answer what can be answered, and have the rest dead-lettered: to its caller, where it has a CC header."""
+        self.rejected += 1
+        properties = delivery.properties
+        if isinstance(error, VersionRefused) and properties.reply_to and properties.correlation_id:
+            request = Request(properties.correlation_id, "", b"", "", None, properties.reply_to)
+            verdict, execution = self._table.begin(request, delivery, None)
+            if verdict is Verdict.RUN:
+                self._publisher.refuse(execution, UnsupportedVersion(str(error)))
+            elif verdict is Verdict.ANSWERED:
+                self._publisher.answer_again(execution)
+            return
+        logger.warning("a message on a service queue is no request: %s", error)
+        if delivery.exchange:
+            delivery.nack(requeue=False)
+        else:
+            # It came by the queue's own name, and the default exchange would dead-letter it back here without end.
+            delivery.ack()
+
+    def _schedule(self, now: float) -> None:
+        """Have the timer fire when something expires next."""
+        at = self._table.next_deadline(now)
+        if self._timer is not None:
+            if self._timer_at <= at:
+                return
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self._loop.call_at(at, self._on_timer)
+
+    def _on_timer(self) -> None:
+        """Answer the callers whose deadline is past, and stop the runs."""
+        self._timer, self._timer_at = None, float("inf")
+        now = self._loop.time()
+        for execution in self._table.expire(now):
+            self.expired += 1
+            self._publisher.refuse(execution, DeadlineExceeded("the run was stopped at its deadline"))
+            if execution.task is not None:
+                execution.task.cancel()
+        if self._table.running or self._table.cached:
+            self._schedule(now)
+
+
+class _Refused(RPCError):
+    """Carries the library's own error out of the binding, apart from whatever the method may raise."""
+
+    def __init__(self, error: RPCError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class _ExecutionStates:
+    """The context's way to the publisher."""
+
+    __slots__ = ("_execution", "_publisher")
+
+    def __init__(self, publisher: ResultPublisher, execution: Execution) -> None:
+        self._publisher = publisher
+        self._execution = execution
+
+    async def update(self, name: str, value: Any) -> None:
+        await self._publisher.update(self._execution, name, value)
+
+    def remaining(self) -> float | None:
+        deadline = self._execution.deadline
+        return None if deadline is None else max(0.0, deadline - asyncio.get_running_loop().time())
+
+
+def _without_own_frames(error: BaseException) -> BaseException:
+    """Return *error* with a traceback that begins where the method does."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _OWN_PACKAGES:
+        frames = frames.tb_next
+    return error.with_traceback(frames)

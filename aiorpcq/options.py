@@ -1,0 +1,49 @@
+"""How calls are made: what `Client.with_options` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .deadline import check_timeout
+from .protocol.wire import check_metadata
+
+__all__ = ["CallOptions"]
+
+_TASK_ID_LIMIT: Final = 255  # `correlation_id` is a short string (AMQP 0-9-1, section 4.2.5.3)
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """How calls are made; `Client.with_options` takes the same names.
+
+    Attributes:
+        timeout: seconds until a call is settled at the latest; None for no deadline. A call made inside a method has
+            no more than what is left of that method's own.
+        priority: 0 to 255, where the service's queue has priorities.
+        persistent: whether the request survives a restart of the broker, on a durable queue.
+        metadata: headers for the method's `Context.metadata`, trace context for instance.
+        task_id: the id to use instead of a new one, for one call.
+    """
+
+    timeout: float | None = 30.0
+    priority: int | None = None
+    persistent: bool = False
+    metadata: Mapping[str, Any] | None = None
+    task_id: str | None = None
+
+    def __post_init__(self) -> None:
+        check_timeout(self.timeout)
+        if self.priority is not None and (
+            isinstance(self.priority, bool) or not isinstance(self.priority, int) or not 0 <= self.priority <= 255
+        ):
+            raise ValueError(f"priority: {self.priority!r} is not an integer between 0 and 255")
+        if self.metadata is not None and not isinstance(self.metadata, Mapping):
+            raise ValueError(f"metadata: a {type(self.metadata).__name__} is not a mapping")
+        if self.metadata is not None:
+            check_metadata(self.metadata)
+        if self.task_id is not None and not (
+            isinstance(self.task_id, str) and 0 < len(self.task_id.encode()) <= _TASK_ID_LIMIT
+        ):
+            raise ValueError(f"task_id: {self.task_id!r:.100} is not text of 1 to {_TASK_ID_LIMIT} bytes")

@@ -1,0 +1,1 @@
+"""What aiorpcq costs, beside `aio_pika.patterns.RPC` on the same broker: `python -m benchmarks`."""

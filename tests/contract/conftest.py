@@ -1,0 +1,60 @@
+"""The two brokers that every contract test runs on, and factories that close what they have opened."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from aiorpcq import Client, Service, Worker
+
+from .parties import Bystander, BystanderFactory, ClientFactory, WorkerFactory
+
+
+@pytest.fixture(params=["memory", "amqp"])
+def url(request: pytest.FixtureRequest) -> str:
+    """The URL of a broker that no other test sees."""
+    if request.param == "memory":
+        return f"memory://{uuid4().hex}"
+    address: str = request.getfixturevalue("broker_url")
+    return address
+
+
+@pytest.fixture
+async def opened() -> AsyncIterator[AsyncExitStack]:
+    """What the factories opened, closed in reverse order."""
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def client(url: str, opened: AsyncExitStack) -> ClientFactory:
+    """Opens clients of `url`."""
+
+    async def open_client(**options: Any) -> Client:
+        return await opened.enter_async_context(Client(url, **options))
+
+    return open_client
+
+
+@pytest.fixture
+def worker(url: str, opened: AsyncExitStack) -> WorkerFactory:
+    """Starts workers on `url`; those that a failed test leaves at work are stopped after a second."""
+
+    async def start_worker(*services: Service, **options: Any) -> Worker:
+        return await opened.enter_async_context(Worker(url, services, **{"grace": 1.0, **options}))
+
+    return start_worker
+
+
+@pytest.fixture
+def bystander(url: str, opened: AsyncExitStack) -> BystanderFactory:
+    """Connects bystanders to `url`."""
+
+    async def connect_bystander() -> Bystander:
+        return await opened.enter_async_context(Bystander.connected(url))
+
+    return connect_bystander

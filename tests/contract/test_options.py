@@ -1,0 +1,205 @@
+"""Options that cannot be: a `ValueError` that names them, before anything is opened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from aiorpcq import CacheLimits, Client, Codecs, Context, JsonCodec, OutOfBandLimits, Service, Worker
+
+from .parties import calculator
+
+
+@pytest.fixture(params=["memory://options", "amqp://localhost"], ids=["memory", "amqp"])
+def url(request: pytest.FixtureRequest) -> str:
+    """An address that nothing connects to."""
+    address: str = request.param
+    return address
+
+
+async def function() -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("timeout", -1),
+        ("timeout", "1"),
+        ("timeout", True),
+        ("timeout", float("nan")),
+        ("timeout", 1e10),
+        ("priority", -1),
+        ("priority", 256),
+        ("priority", "high"),
+        ("priority", True),
+        ("metadata", ["a"]),
+        ("metadata", {1: 2}),
+        ("metadata", {"x": object()}),
+        ("metadata", {"x": {"y": [{"z": {1}}]}}),
+        ("metadata", {"x": 2**64}),
+        ("metadata", {"x": "\ud800"}),
+        ("task_id", ""),
+        ("task_id", "x" * 256),
+        ("task_id", 7),
+    ],
+)
+def test_call_options(url: str, option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=option):
+        Client(url).with_options(**{option: value})
+
+
+@pytest.mark.parametrize("option", ["retries", "backlog", "_router"])
+def test_unknown_call_options(url: str, option: str) -> None:
+    with pytest.raises(ValueError, match=option):
+        Client(url).with_options(**{option: 1})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("timeout", -1),
+        ("max_pending", 0),
+        ("max_pending", 1.5),
+        ("backlog", 0),
+        ("backlog", True),
+        ("max_size", 0),
+        ("max_size", "8M"),
+        ("prefix", ""),
+        ("prefix", "a.b"),
+        ("prefix", "x" * 51),
+    ],
+)
+def test_client_options(url: str, option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=option):
+        Client(url, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("concurrency", 0),
+        ("concurrency", 65_536),
+        ("threads", 0),
+        ("threads", 1.5),
+        ("max_size", 0),
+        ("grace", -1),
+        ("delivery", "exactly_once"),
+        ("prefix", "a b"),
+    ],
+)
+def test_worker_options(url: str, option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=option):
+        Worker(url, [calculator()], **{option: value})
+
+
+@pytest.mark.parametrize("services", [[], [calculator(), calculator()], ["math"], [None]])
+def test_worker_services(url: str, services: Any) -> None:
+    with pytest.raises(ValueError, match="services"):
+        Worker(url, services)
+
+
+def test_two_services_of_one_name(url: str) -> None:
+    with pytest.raises(ValueError, match="'math'"):
+        Worker(url, [Service("math"), Service("math")])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("queue_type", "stream"),
+        ("max_priority", 0),
+        ("max_priority", 256),
+        ("max_length", 0),
+        ("overflow", "drop-tail"),
+        ("message_ttl", -1),
+        ("timeout", -1),
+        ("delivery", "twice"),
+    ],
+)
+def test_service_options(option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=option):
+        Service(**{option: value})
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a b", "ü", "x" * 101, None, 7])
+def test_names_of_services(name: Any) -> None:
+    with pytest.raises(ValueError, match="service name"):
+        Service(name)
+
+
+@pytest.mark.parametrize("name", ["", "a..b", ".a", "a b", "ü", "x" * 256, 7])
+def test_names_of_methods(name: Any) -> None:
+    with pytest.raises(ValueError, match="method name"):
+        Service().method(name=name)(function)
+
+
+@pytest.mark.parametrize(("option", "value"), [("timeout", -1), ("delivery", "twice")])
+def test_method_options(option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=option):
+        Service().method(**{option: value})(function)
+
+
+def test_two_methods_of_one_name() -> None:
+    service = Service("math")
+    service.method(name="add")(function)
+    with pytest.raises(ValueError, match="add"):
+        service.method(name="add")(function)
+
+
+def test_what_is_no_function() -> None:
+    with pytest.raises(ValueError, match="not a function"):
+        Service().method(name="add")(7)  # type: ignore[type-var]  # wrong on purpose
+
+
+def test_two_contexts() -> None:
+    async def confused(first: Context, second: Context) -> None:
+        pass
+
+    with pytest.raises(ValueError, match="Context"):
+        Service().method(confused)
+
+
+def test_a_context_that_collects() -> None:
+    async def confused(*contexts: Context) -> None:
+        pass
+
+    with pytest.raises(ValueError, match="Context"):
+        Service().method(confused)
+
+
+@pytest.mark.parametrize("option", ["tasks", "size", "age"])
+def test_limits_of_the_out_of_band_buffer(option: str) -> None:
+    with pytest.raises(ValueError, match=option):
+        OutOfBandLimits(**{option: 0})
+
+
+@pytest.mark.parametrize("option", ["size", "age"])
+def test_limits_of_the_cache(option: str) -> None:
+    with pytest.raises(ValueError, match=option):
+        CacheLimits(**{option: 0})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("compression", "brotli"),
+        ("compress_above", -1),
+        ("max_size", 0),
+        ("max_decompressed", 0),
+        ("accept", []),
+        ("accept", ["text/unknown"]),
+    ],
+)
+def test_codec_options(option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=option):
+        Codecs(JsonCodec(), **{option: value})
+
+
+@pytest.mark.parametrize("address", ["redis://localhost", "localhost", "", "memory:/x", "amqp"])
+async def test_addresses_of_no_broker(address: str) -> None:
+    with pytest.raises(ValueError, match="url"):
+        await Client(address).open()
+    with pytest.raises(ValueError, match="url"):
+        Worker(address, [calculator()])

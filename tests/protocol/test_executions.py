@@ -1,0 +1,327 @@
+"""The worker's table: no attempt runs twice while its entry is held, and the cache keeps to its bounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from aiorpcq.protocol.executions import CacheLimits, Execution, ExecutionPhase, ExecutionTable, Verdict
+from aiorpcq.protocol.messages import Request, StateMessage
+from aiorpcq.protocol.timers import GRANULARITY
+
+OVERHEAD = 500
+"""Bytes that the documented bound counts for a state besides its body."""
+
+ROUNDING = 1e-6
+
+
+def request(task_id: str = "t", attempt: int = 1, reply_to: str = "rpc.reply.1") -> Request:
+    return Request(task_id, "add", b"", "application/msgpack", reply_to=reply_to, attempt=attempt)
+
+
+def success(task_id: str = "t", attempt: int = 1, size: int = 0) -> StateMessage:
+    return StateMessage(task_id, "SUCCESS", b"x" * size, "application/msgpack", attempt=attempt)
+
+
+def run(
+    table: ExecutionTable, task_id: str = "t", *, size: int = 0, now: float = 0.0, returned: bool = False
+) -> StateMessage:
+    """Have *table* go through one whole run; return its terminal state."""
+    verdict, execution = table.begin(request(task_id), "delivery", None)
+    assert verdict is Verdict.RUN
+    terminal = success(task_id, size=size)
+    table.answer(execution, terminal, now)
+    table.end(execution, returned=returned)
+    return terminal
+
+
+def holds(table: ExecutionTable, task_id: str) -> bool:
+    """Tell whether *table* answers a redelivery of *task_id* from its cache."""
+    verdict, execution = table.begin(request(task_id), "redelivery", None)
+    if verdict is Verdict.RUN:
+        table.abandon(execution)
+    else:
+        table.end(execution)
+    return verdict is Verdict.ANSWERED
+
+
+@pytest.mark.parametrize("option", ["size", "age"])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_a_bound_that_is_not_above_zero_is_refused(option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^cache\.{option}: "):
+        CacheLimits(**{option: value})
+
+
+def test_a_new_request_is_run() -> None:
+    table = ExecutionTable(CacheLimits())
+    verdict, execution = table.begin(request(), "delivery", 5.0)
+    assert verdict is Verdict.RUN
+    assert (execution.phase, execution.delivery, execution.reply_to) == (
+        ExecutionPhase.RUNNING,
+        "delivery",
+        "rpc.reply.1",
+    )
+    assert table.get("t", 1) is execution
+
+
+def test_a_redelivery_of_what_runs_is_adopted_under_the_new_delivery() -> None:
+    table = ExecutionTable(CacheLimits())
+    _, execution = table.begin(request(), "first", None)
+    again = request(reply_to="rpc.reply.2")
+    assert table.begin(again, "second", None) == (Verdict.ADOPTED, execution)
+    assert table.adopt(execution, again, "second") == "first"
+    assert (execution.delivery, execution.reply_to, table.adopted) == ("second", "rpc.reply.2", 1)
+
+
+def test_a_redelivery_that_is_not_adopted_yet_changes_nothing() -> None:
+    table = ExecutionTable(CacheLimits())
+    _, execution = table.begin(request(), "first", None)
+    table.begin(request(reply_to="rpc.reply.2"), "second", None)
+    assert (execution.delivery, execution.reply_to, table.adopted) == ("first", "rpc.reply.1", 0)
+
+
+def test_a_redelivery_of_what_waits_for_its_confirm_is_adopted() -> None:
+    table = ExecutionTable(CacheLimits())
+    _, execution = table.begin(request(), "first", None)
+    table.answer(execution, success(), 0.0)
+    assert table.begin(request(), "second", None) == (Verdict.ADOPTED, execution)
+
+
+def test_a_redelivery_of_what_has_ended_is_answered_with_the_same_state() -> None:
+    table = ExecutionTable(CacheLimits())
+    terminal = run(table)
+    verdict, execution = table.begin(request(reply_to="rpc.reply.2"), "second", None)
+    assert verdict is Verdict.ANSWERED
+    assert execution.terminal is terminal
+    assert (execution.delivery, execution.reply_to, execution.phase) == (
+        "second",
+        "rpc.reply.2",
+        ExecutionPhase.ANSWERING,
+    )
+    assert table.answered == 1
+
+
+def test_a_redelivery_is_answered_as_often_as_it_comes() -> None:
+    table = ExecutionTable(CacheLimits())
+    run(table)
+    assert [holds(table, "t") for _ in range(3)] == [True] * 3
+    assert (table.cached, table.size) == (1, OVERHEAD)
+
+
+def test_another_attempt_of_the_same_task_is_run() -> None:
+    table = ExecutionTable(CacheLimits())
+    run(table)
+    verdict, _ = table.begin(request(attempt=2), "second", None)
+    assert verdict is Verdict.RUN
+
+
+def test_an_abandoned_request_runs_when_it_comes_again() -> None:
+    table = ExecutionTable(CacheLimits())
+    _, execution = table.begin(request(), "first", 5.0)
+    table.abandon(execution)
+    assert (execution.phase, table.running, table.next_deadline()) == (ExecutionPhase.ENDED, {}, None)
+    verdict, _ = table.begin(request(), "second", None)
+    assert verdict is Verdict.RUN
+
+
+def test_a_run_expires_at_its_deadline_and_can_still_be_answered() -> None:
+    table = ExecutionTable(CacheLimits())
+    _, execution = table.begin(request(), "delivery", 5.0)
+    assert table.expire(5.0 - ROUNDING) == []
+    assert table.expire(5.0 + GRANULARITY + ROUNDING) == [execution]
+    assert execution.phase is ExecutionPhase.STOPPING
+    assert table.get("t", 1) is execution
+    table.answer(execution, success(), 6.0)
+    table.end(execution)
+    assert (execution.phase, table.running, table.cached) == (ExecutionPhase.ENDED, {}, 1)
+
+
+def test_what_is_answered_or_ended_does_not_expire() -> None:
+    table = ExecutionTable(CacheLimits())
+    _, answered = table.begin(request("a"), "delivery", 5.0)
+    _, ended = table.begin(request("b"), "delivery", 5.0)
+    table.answer(answered, success("a"), 0.0)
+    table.answer(ended, success("b"), 0.0)
+    table.end(ended)
+    assert table.next_deadline() is None
+    assert table.expire(10.0) == []
+
+
+def test_the_cache_drops_the_oldest_past_its_bytes() -> None:
+    table = ExecutionTable(CacheLimits(size=3_000))
+    for task_id in "abcd":
+        run(table, task_id, size=500)
+    assert table.size == 3_000
+    assert table.evicted == 1
+    assert [holds(table, task_id) for task_id in "abcd"] == [False, True, True, True]
+
+
+def test_a_state_larger_than_the_cache_is_not_kept() -> None:
+    table = ExecutionTable(CacheLimits(size=1_000))
+    run(table, size=1_000)
+    assert (table.cached, table.size, table.evicted) == (0, 0, 1)
+
+
+def test_a_run_whose_cached_state_was_evicted_is_adopted_until_it_ends() -> None:
+    table = ExecutionTable(CacheLimits(size=1_000))
+    _, execution = table.begin(request(), "first", None)
+    table.answer(execution, success(size=1_000), 0.0)
+    assert table.begin(request(), "second", None) == (Verdict.ADOPTED, execution)
+
+
+def test_the_cache_drops_what_is_too_old() -> None:
+    table = ExecutionTable(CacheLimits(age=10.0))
+    run(table, "old", now=0.0)
+    run(table, "young", now=1.0)
+    table.expire(10.0)
+    assert (holds(table, "old"), holds(table, "young")) == (False, True)
+
+
+def test_returned_states_are_evicted_last() -> None:
+    table = ExecutionTable(CacheLimits(size=3_000))
+    run(table, "returned", size=500, returned=True)
+    for task_id in "abcd":
+        run(table, task_id, size=500)
+    assert [holds(table, task_id) for task_id in ("returned", *"abcd")] == [True, False, False, True, True]
+
+
+def test_returned_states_keep_to_the_bound_of_bytes_and_outlast_newer_ones() -> None:
+    table = ExecutionTable(CacheLimits(size=3_000))
+    for task_id in "abcd":
+        run(table, task_id, size=500, returned=True)
+    assert table.size == 3_000
+    assert [holds(table, task_id) for task_id in "abcd"] == [True, True, True, False]
+
+
+def test_returned_states_keep_to_the_bound_of_age() -> None:
+    table = ExecutionTable(CacheLimits(age=10.0))
+    run(table, returned=True)
+    table.expire(10.0)
+    assert (table.cached, table.size) == (0, 0)
+
+
+class ExecutionMachine(RuleBasedStateMachine):
+    """Does to a table what a worker and its publisher do, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limits = CacheLimits(size=4_000, age=10.0)
+        self.table = ExecutionTable(self.limits)
+        self.now = 0.0
+        self.deliveries = 0
+        self.running: dict[tuple[str, int], Execution] = {}
+        self.answers: dict[tuple[str, int], StateMessage] = {}
+        self.entered = self.run_again = self.adopted = self.answered = 0
+
+    @rule(task_id=st.sampled_from("abc"), attempt=st.integers(1, 2), timeout=st.none() | st.floats(0, 5))
+    def begin(self, task_id: str, attempt: int, timeout: float | None) -> None:
+        key = task_id, attempt
+        self.deliveries += 1
+        deadline = None if timeout is None else self.now + timeout
+        asked = request(task_id, attempt)
+        verdict, execution = self.table.begin(asked, self.deliveries, deadline)
+        if key in self.running:
+            assert verdict is Verdict.ADOPTED
+            assert execution is self.running[key]
+            superseded = execution.delivery
+            assert self.table.adopt(execution, asked, self.deliveries) == superseded != self.deliveries
+            self.adopted += 1
+            assert execution.delivery == self.deliveries
+            return
+        assert execution.delivery == self.deliveries
+        self.running[key] = execution
+        if verdict is Verdict.ANSWERED:
+            assert execution.terminal is self.answers[key]
+            self.answered += 1
+        else:
+            assert verdict is Verdict.RUN
+            if self.answers.pop(key, None) is not None:
+                self.run_again += 1
+
+    def draw(self, data: st.DataObject, *phases: ExecutionPhase) -> Execution | None:
+        found = [execution for execution in self.running.values() if execution.phase in phases]
+        return data.draw(st.sampled_from(found)) if found else None
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), size=st.integers(0, 4_000))
+    def answer(self, data: st.DataObject, size: int) -> None:
+        execution = self.draw(data, ExecutionPhase.RUNNING, ExecutionPhase.STOPPING)
+        if execution is not None:
+            terminal = success(execution.task_id, execution.attempt, size)
+            self.table.answer(execution, terminal, self.now)
+            self.answers[execution.task_id, execution.attempt] = terminal
+            self.entered += 1
+            assert execution.phase is ExecutionPhase.ANSWERING
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), returned=st.booleans())
+    def end(self, data: st.DataObject, returned: bool) -> None:
+        execution = self.draw(data, ExecutionPhase.ANSWERING)
+        if execution is not None:
+            self.table.end(execution, returned=returned)
+            del self.running[execution.task_id, execution.attempt]
+            assert execution.phase is ExecutionPhase.ENDED
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def abandon(self, data: st.DataObject) -> None:
+        execution = self.draw(data, ExecutionPhase.RUNNING, ExecutionPhase.STOPPING)
+        if execution is not None:
+            self.table.abandon(execution)
+            del self.running[execution.task_id, execution.attempt]
+            assert execution.phase is ExecutionPhase.ENDED
+
+    @rule(passed=st.floats(0, 6))
+    def expire(self, passed: float) -> None:
+        self.now += passed
+        due = {
+            key
+            for key, execution in self.running.items()
+            if execution.phase is ExecutionPhase.RUNNING
+            and execution.deadline is not None
+            and execution.deadline + GRANULARITY + ROUNDING <= self.now
+        }
+        expired = self.table.expire(self.now)
+        for execution in expired:
+            assert execution.phase is ExecutionPhase.STOPPING
+            assert execution.deadline is not None
+            assert execution.deadline <= self.now + ROUNDING
+        assert due <= {(execution.task_id, execution.attempt) for execution in expired}
+
+    @invariant()
+    def an_attempt_runs_again_only_after_its_entry_was_evicted(self) -> None:
+        assert self.run_again <= self.table.evicted
+
+    @invariant()
+    def the_cache_keeps_to_its_bytes(self) -> None:
+        assert self.table.size <= self.limits.size
+        assert self.table.size >= self.table.cached * OVERHEAD
+        assert self.table.cached == self.entered - self.table.evicted
+
+    @invariant()
+    def the_table_holds_what_runs(self) -> None:
+        assert self.table.running == self.running
+        assert all(self.table.get(*key) is execution for key, execution in self.running.items())
+
+    @invariant()
+    def every_verdict_is_counted(self) -> None:
+        assert (self.table.adopted, self.table.answered) == (self.adopted, self.answered)
+
+    def teardown(self) -> None:
+        for execution in list(self.running.values()):
+            if execution.phase is ExecutionPhase.ANSWERING:
+                self.table.end(execution)
+            else:
+                self.table.abandon(execution)
+        self.table.expire(self.now + self.limits.age)
+        assert self.table.running == {}
+        assert (self.table.cached, self.table.size) == (0, 0)
+        assert self.table.next_deadline() is None
+
+
+TestExecutions = ExecutionMachine.TestCase
+TestExecutions.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
