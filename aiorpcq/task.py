@@ -137,7 +137,6 @@ class StateStream:
     def __init__(self, session: Session, find: Callable[[], Call], overflow: Overflow) -> None:
         self._call: Call | None = None
         self._find = find
-        self._call: Call | None = None
         if overflow not in get_args(Overflow):
             raise ValueError(f"overflow: {overflow!r} is none of {', '.join(get_args(Overflow))}")
         self._session = session

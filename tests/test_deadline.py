@@ -82,6 +82,13 @@ def test_the_smaller_budget_counts() -> None:
     assert run_deadline(100.0, NOON - CLOCK_TOLERANCE + 5, RECEIVED_AT, NOON) == RECEIVED_AT + 5
 
 
+@given(st.none() | st.integers(0, 2**64).map(float), st.none() | st.integers(-(2**63), 2**63).map(float))
+def test_no_run_has_longer_than_the_longest_timeout(expiration: float | None, deadline: float | None) -> None:
+    stop = run_deadline(expiration, deadline, RECEIVED_AT, NOON)
+    assert (stop is None) == (expiration is None and deadline is None)
+    assert stop is None or stop <= RECEIVED_AT + MAXIMUM_TIMEOUT
+
+
 @given(timeout=timeouts, skew=skews)
 def test_clocks_a_minute_apart_make_no_request_expire_early(timeout: float, skew: float) -> None:
     deadline = run_deadline(timeout, NOON + timeout, RECEIVED_AT, NOON + skew)

@@ -182,12 +182,11 @@ async def test_a_client_outlives_its_workers(client: ClientFactory, worker: Work
 async def test_a_signal_drains_a_running_worker(client: ClientFactory, url: str, number: signal.Signals) -> None:
     gate = Gate()
     caller, serving = await client(), Worker(url, [named("first", gate)])
-    running = asyncio.ensure_future(serving.run())
-    await eventually(lambda: is_handled(number))
+    running = await started(serving, number)
     call = asyncio.ensure_future(caller.call("who"))
     await gate.entered()
+    assert not running.done()
     os.kill(os.getpid(), number)
-    await eventually(lambda: not running.done())
     gate.open()
     assert await call == "first"
     async with asyncio.timeout(PATIENCE):
@@ -199,8 +198,7 @@ async def test_a_second_signal_cancels_what_still_runs(
 ) -> None:
     gate = Gate()
     caller, serving = await client(), Worker(url, [named("first", gate)])
-    running = asyncio.ensure_future(serving.run())
-    await eventually(lambda: is_handled(signal.SIGTERM))
+    running = await started(serving, signal.SIGTERM)
     task = await caller.submit("who")
     await gate.entered()
     with caplog.at_level("INFO", "aiorpcq.worker"):
@@ -213,8 +211,12 @@ async def test_a_second_signal_cancels_what_still_runs(
     assert await task == "second"
 
 
-def is_handled(number: signal.Signals) -> bool:
-    return signal.getsignal(number) not in (signal.SIG_DFL, signal.default_int_handler)
+async def started(serving: Worker, number: signal.Signals) -> asyncio.Task[None]:
+    """Run *serving*, and return when it handles *number*: before that, the signal would end the test run."""
+    before = signal.getsignal(number)
+    running = asyncio.create_task(serving.run())
+    await eventually(lambda: signal.getsignal(number) is not before or running.done())
+    return running
 
 
 # --- ways of delivery

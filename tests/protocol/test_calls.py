@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tracemalloc
 import weakref
 from collections.abc import Callable
 
@@ -400,6 +401,31 @@ def test_a_call_that_has_ended_does_not_end_again(first: str, second: str) -> No
     ENDINGS[second](table, call)
     assert (*final(call), call.error) == ended
     assert table.pending == {}
+
+
+@pytest.mark.parametrize("foreign", [True, False])
+def test_calls_that_time_out_leave_memory_flat(foreign: bool) -> None:
+    ids = TaskIds(PREFIX)
+    table = CallTable(ids, OutOfBandLimits(), 100)
+
+    def time_out(count: int) -> None:
+        for _ in range(count):
+            now = float(ids.count)
+            call = make_call(f"given {now}" if foreign else ids.new(), deadline=now + 30.0, foreign=foreign)
+            ids.count += foreign
+            table.add(call)
+            table.expire(now)
+        table.expire(ids.count + 60.0)
+
+    time_out(1_000)
+    tracemalloc.start()
+    try:
+        time_out(20_000)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (table.pending, table.next_deadline()) == ({}, None)
+    assert held < 64 * 1024
 
 
 FOREIGN_IDS = ("a", "b", "c", "d", "e", "f")

@@ -227,6 +227,15 @@ def test_the_chain_of_causes_arrives() -> None:
     assert [error.type for error in chain(transfer(exception))] == ["ValueError", "KeyError", "OSError"]
 
 
+def test_the_first_traceback_shows_the_chain_and_the_others_themselves() -> None:
+    exception = ValueError("outer")
+    exception.__cause__ = KeyError("middle")
+    exception.__cause__.__cause__ = OSError("inner")
+    tracebacks = [error.traceback for error in chain(transfer(exception))]
+    shown = [[name in text for name in ("ValueError", "KeyError", "OSError")] for text in tracebacks]
+    assert shown == [[True, True, True], [False, True, False], [False, False, True]]
+
+
 def test_a_context_arrives_as_the_cause() -> None:
     exception = ValueError("outer")
     exception.__context__ = KeyError("while handling")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from hypothesis import HealthCheck, settings
 from pamqp import base, body, commands, frame, header, heartbeat
 
-__all__ = ["FRAME_MAX", "Frame", "content", "framed", "marshal", "read_frames"]
+__all__ = ["FRAME_MAX", "UNHURRIED", "Frame", "content", "framed", "marshal", "read_frames"]
+
+# A machine that is busy with brokers takes its time over an example; none of these tests is about speed.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 FRAME_MAX = 131_072
 Frame = base.Frame | body.ContentBody | header.ContentHeader | header.ProtocolHeader | heartbeat.Heartbeat

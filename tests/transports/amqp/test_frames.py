@@ -31,7 +31,7 @@ from aiorpcq.transports.amqp.frames import (
 )
 from aiorpcq.transports.amqp.properties import PropertyError, decode_properties
 
-from . import FRAME_MAX, Frame, content, framed, marshal, read_frames
+from . import FRAME_MAX, UNHURRIED, Frame, content, framed, marshal, read_frames
 from .test_properties import PROPERTIES, SHORT_TEXT, narrowed, theirs
 
 LANES = {1, 3}
@@ -76,6 +76,7 @@ def split(data: bytes, cuts: Iterable[int]) -> list[bytes]:
 
 
 @given(PROPERTIES, ROUTES, ROUTES, st.booleans(), BODIES, st.integers(1, 65_535))
+@UNHURRIED
 def test_a_publication_reads_the_same_in_pamqp(
     properties: Properties, exchange: str, routing_key: str, mandatory: bool, payload: bytes, channel: int
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_route_above_255_bytes_is_refused_by_name(exchange: str, routing_key: 
 
 
 @given(st.integers(1, 65_535), TAGS, st.booleans())
+@UNHURRIED
 def test_settling_frames_read_the_same_in_pamqp(channel: int, tag: int, flag: bool) -> None:
     data = encode_ack(channel, tag, flag) + encode_nack(channel, tag, requeue=flag)
     (at, ack), (nack_at, nack) = read_frames(data)
@@ -162,6 +164,7 @@ def test_the_heartbeat_is_pamqps() -> None:
 
 
 @given(PROPERTIES, SHORT_TEXT, TAGS, st.booleans(), EXCHANGES, ROUTES, BODIES)
+@UNHURRIED
 def test_a_delivery_of_pamqp_is_read(
     properties: Properties, consumer: str, tag: int, redelivered: bool, exchange: str, routing_key: str, payload: bytes
 ) -> None:
@@ -176,6 +179,7 @@ def test_a_delivery_of_pamqp_is_read(
 
 
 @given(PROPERTIES, SHORT_TEXT, EXCHANGES, ROUTES, BODIES)
+@UNHURRIED
 def test_a_return_of_pamqp_is_read(
     properties: Properties, text: str, exchange: str, routing_key: str, payload: bytes
 ) -> None:
@@ -188,6 +192,7 @@ def test_a_return_of_pamqp_is_read(
 
 
 @given(TAGS, st.booleans())
+@UNHURRIED
 def test_confirms_of_pamqp_are_read(tag: int, multiple: bool) -> None:
     events = parser().feed(marshal(Basic.Ack(tag, multiple)) + marshal(Basic.Nack(tag, multiple, True), 3))
     assert [(event.kind, event.channel, event.tag, event.multiple) for event in events] == [
@@ -347,13 +352,14 @@ def check(stream: list[Piece], chunks: list[bytes]) -> None:
 
 
 @given(streams(), st.data())
+@UNHURRIED
 def test_any_split_of_any_interleaving_gives_the_same_events(stream: list[Piece], data: st.DataObject) -> None:
     whole = b"".join(piece.data for piece in stream)
     check(stream, split(whole, data.draw(st.lists(st.integers(0, len(whole)), max_size=12))))
 
 
 @given(streams())
-@settings(max_examples=30)
+@settings(UNHURRIED, max_examples=30)
 def test_one_read_and_reads_of_a_byte_give_the_same_events(stream: list[Piece]) -> None:
     whole = b"".join(piece.data for piece in stream)
     check(stream, [whole])
@@ -510,7 +516,7 @@ READERS: dict[EventKind, list[Callable[[bytes], object]]] = {
 
 
 @given(streams(), st.data())
-@settings(max_examples=300)
+@settings(UNHURRIED, max_examples=300)
 def test_damaged_bytes_are_read_or_refused_within_the_bounds(stream: list[Piece], data: st.DataObject) -> None:
     damaged = damage(bytearray(b"".join(piece.data for piece in stream)), data)
     made = parser(SMALL_FRAME)
@@ -536,6 +542,7 @@ def test_damaged_bytes_are_read_or_refused_within_the_bounds(stream: list[Piece]
 
 
 @given(st.binary(max_size=400))
+@UNHURRIED
 def test_noise_is_refused_or_waits_for_more(noise: bytes) -> None:
     made = parser(SMALL_FRAME)
     try:

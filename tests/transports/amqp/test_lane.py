@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any, SupportsIndex, TypeVarTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pamqp import body, header
 from pamqp.commands import Basic, Channel, Connection
@@ -23,7 +23,7 @@ from aiorpcq.transports.amqp.lane import Lane, LaneProtocol
 from aiorpcq.transports.amqp.properties import PropertyError
 from aiorpcq.transports.base import Delivery
 
-from . import Frame, content, framed, marshal, read_frames
+from . import UNHURRIED, Frame, content, framed, marshal, read_frames
 
 CONFIRMED, RETURNED, REFUSED, LOST = Outcome.CONFIRMED, Outcome.RETURNED, Outcome.REFUSED, Outcome.LOST
 
@@ -326,6 +326,7 @@ def test_a_malformed_frame_closes_the_connection_with_a_clear_error(wire: Wire, 
 
 
 @given(st.lists(st.sampled_from(["block", "unblock", "pause", "resume"]), min_size=1, max_size=12))
+@UNHURRIED
 def test_it_is_writable_while_neither_blocked_nor_paused(changes: list[str]) -> None:
     wire = Wire()
     blocked = paused = False
@@ -560,6 +561,7 @@ CONFIRM_STEPS = st.one_of(
 
 
 @given(st.lists(CONFIRM_STEPS, max_size=40))
+@UNHURRIED
 def test_every_publication_is_settled_once_and_as_the_broker_says(steps: list[tuple[str, bool, int]]) -> None:
     wire = Wire()
     waiting: dict[int, bytes] = {}
@@ -711,53 +713,55 @@ class Broker:
                 self.settled[tag] = how
 
 
-ACK_STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("deliver"), st.sampled_from(["c", "c", "c", "no-ack", "unknown"])),
-        st.tuples(st.sampled_from(["ack", "ack", "ack", "nack True", "nack False"]), st.integers(0, 5)),
-        st.tuples(st.just("run"), st.none()),
+ACK_ROUNDS = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from(["c", "c", "c", "c", "no-ack", "unknown"]), max_size=6),
+        st.lists(
+            st.tuples(st.sampled_from(["ack", "ack", "ack", "nack True", "nack False"]), st.integers(0, 9)), max_size=6
+        ),
     ),
-    max_size=60,
+    min_size=1,
+    max_size=6,
 )
 
 
-@given(ACK_STEPS)
-def test_the_broker_settles_what_was_asked_and_nothing_else(steps: list[tuple[str, Any]]) -> None:
+@given(ACK_ROUNDS)
+@settings(UNHURRIED, max_examples=300)
+def test_the_broker_settles_what_was_asked_and_nothing_else(
+    rounds: list[tuple[list[str], list[tuple[str, int]]]],
+) -> None:
     wire, broker = Wire(), Broker()
     wire.consume()
     wire.consume("no-ack", lambda _delivery: None, no_ack=True)
     asked: dict[int, str] = {}
     open_tags: list[int] = []
     tag = 0
-    for step, detail in steps:
-        if step == "deliver":
+    for consumers, settlements in rounds:
+        for consumer in consumers:
             tag += 1
-            if detail != "no-ack":
+            if consumer != "no-ack":
                 broker.unsettled.append(tag)
-            if detail == "unknown":
+            if consumer == "unknown":
                 asked[tag] = "nack True"
-            elif detail == "c":
+            elif consumer == "c":
                 open_tags.append(tag)
-            wire.receive(deliver(tag, consumer=detail))
-        elif step == "run":
-            wire.loop.run()
-            broker.read(wire.sent())
-            assert broker.settled == asked
-        elif open_tags:
-            at = detail % len(open_tags)
-            asked[open_tags.pop(at)] = step
+            wire.receive(deliver(tag, consumer=consumer))
+        for how, number in settlements[: len(open_tags)]:
+            at = number % len(open_tags)
+            asked[open_tags.pop(at)] = how
             delivery = wire.deliveries.pop(at)
-            if step == "ack":
+            if how == "ack":
                 delivery.ack()
             else:
-                delivery.nack(requeue=step == "nack True")
-    wire.loop.run()
-    broker.read(wire.sent())
-    assert broker.settled == asked
-    assert broker.unsettled == open_tags
+                delivery.nack(requeue=how == "nack True")
+        wire.loop.run()
+        broker.read(wire.sent())
+        assert broker.settled == asked
+        assert broker.unsettled == open_tags
 
 
 @given(st.integers(1, 20), st.randoms(use_true_random=False))
+@UNHURRIED
 def test_acks_of_all_that_came_take_one_frame_in_any_order(count: int, rng: Any) -> None:
     wire, broker = Wire(), Broker()
     wire.consume()
@@ -781,6 +785,38 @@ def test_acks_with_an_older_delivery_unsettled_are_sent_one_by_one(wire: Wire) -
     wire.loop.run()
     settled = [(frame.delivery_tag, frame.multiple) for frame in wire.sent() if isinstance(frame, Basic.Ack)]
     assert sorted(settled) == [(2, False), (3, False)]
+
+
+def test_an_ack_never_covers_a_delivery_between_that_nobody_acked(wire: Wire) -> None:
+    wire.consume()
+    wire.receive(*(deliver(tag) for tag in range(1, 6)))
+    for at in (0, 1, 3):
+        wire.deliveries[at].ack()
+    wire.loop.run()
+    broker = Broker()
+    broker.unsettled = [1, 2, 3, 4, 5]
+    broker.read(wire.sent())
+    assert (broker.settled, broker.unsettled) == ({1: "ack", 2: "ack", 4: "ack"}, [3, 5])
+
+
+@pytest.mark.parametrize("before", ["acked", "refused", "no-ack", "unknown"])
+def test_what_is_settled_already_does_not_keep_later_acks_apart(wire: Wire, before: str) -> None:
+    wire.consume()
+    wire.consume("no-ack", lambda _delivery: None, no_ack=True)
+    wire.receive(deliver(1, consumer=before if before in ("no-ack", "unknown") else "c"))
+    if before == "acked":
+        wire.deliveries.pop().ack()
+    elif before == "refused":
+        wire.deliveries.pop().nack(requeue=True)
+    wire.loop.run()
+    wire.sent()
+    wire.receive(deliver(2), deliver(3))
+    for delivery in wire.deliveries:
+        delivery.ack()
+    wire.loop.run()
+    (settled,) = wire.sent()
+    assert isinstance(settled, Basic.Ack)
+    assert (settled.delivery_tag, settled.multiple) == (3, True)
 
 
 # --- consumers
@@ -893,6 +929,7 @@ def test_a_silent_broker_is_given_up_within_two_heartbeats(caplog: pytest.LogCap
 
 
 @given(st.lists(st.floats(0.0, 17.4), min_size=1, max_size=6))
+@UNHURRIED
 def test_a_broker_that_says_something_is_not_given_up_and_one_that_stops_is(gaps: list[float]) -> None:
     wire = Wire(heartbeat=10)
     for gap in gaps:

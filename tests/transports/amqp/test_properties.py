@@ -20,6 +20,8 @@ from aiorpcq.transports.amqp.properties import (
     encode_short_string,
 )
 
+from . import UNHURRIED
+
 # pamqp leaves empty texts out, cuts header names at 128 bytes and reads times after 2106 as milliseconds.
 SHORT_TEXT = st.text(min_size=1, max_size=60).filter(lambda text: len(text.encode()) <= 255)
 NAMES = st.text(max_size=30).filter(lambda text: len(text.encode()) <= 128)
@@ -104,6 +106,7 @@ def header_with_table(table: bytes) -> bytes:
 
 
 @given(PROPERTIES)
+@UNHURRIED
 def test_what_we_encode_pamqp_reads(properties: Properties) -> None:
     read = header.ContentHeader()
     read.unmarshal(our_header(properties, 77))
@@ -112,17 +115,20 @@ def test_what_we_encode_pamqp_reads(properties: Properties) -> None:
 
 
 @given(PROPERTIES)
+@UNHURRIED
 def test_what_pamqp_encodes_we_read(properties: Properties) -> None:
     properties.headers = None if properties.headers is None else narrowed(properties.headers)
     assert decode_properties(header.ContentHeader(properties=theirs(properties)).marshal()) == properties
 
 
 @given(PROPERTIES)
+@UNHURRIED
 def test_what_we_encode_we_read(properties: Properties) -> None:
     assert decode_properties(our_header(properties)) == properties
 
 
 @given(st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), TABLES), min_size=1, max_size=4))
+@UNHURRIED
 def test_headers_behind_a_leading_deadline_are_read_like_any_other(tables: list[tuple[int, dict[str, Any]]]) -> None:
     for deadline, table in tables + tables:
         headers = {LEADING_HEADER: deadline} | {name: item for name, item in table.items() if name != LEADING_HEADER}
@@ -150,6 +156,7 @@ def test_an_empty_text_is_kept() -> None:
 
 
 @given(st.integers(-(2**31), 2**31 - 1), st.integers(0, 255))
+@UNHURRIED
 def test_decimals_are_read(unscaled: int, scale: int) -> None:
     table = b"\x01dD" + bytes([scale]) + unscaled.to_bytes(4, "big", signed=True)
     headers = decode_properties(header_with_table(table)).headers
@@ -286,6 +293,7 @@ def test_properties_cut_short_anywhere_are_refused() -> None:
 
 
 @given(PROPERTIES, st.data())
+@UNHURRIED
 def test_damaged_properties_are_read_or_refused(properties: Properties, data: st.DataObject) -> None:
     damaged = bytearray(our_header(properties))
     for _ in range(data.draw(st.integers(1, 4))):
@@ -297,6 +305,7 @@ def test_damaged_properties_are_read_or_refused(properties: Properties, data: st
 
 
 @given(st.binary(max_size=200))
+@UNHURRIED
 def test_noise_is_read_or_refused(noise: bytes) -> None:
     try:
         decode_properties(noise)
@@ -306,6 +315,7 @@ def test_noise_is_read_or_refused(noise: bytes) -> None:
 
 
 @given(st.text(max_size=80).filter(lambda text: len(text.encode()) <= 255))
+@UNHURRIED
 def test_a_short_string_is_its_size_and_its_bytes(text: str) -> None:
     encoded = encode_short_string(text, "name")
     assert (encoded[0], encoded[1:].decode()) == (len(encoded) - 1, text)
