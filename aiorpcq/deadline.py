@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Final, NamedTuple
+from typing import Final
 
 __all__ = ["CLOCK_TOLERANCE", "RETURN_GRACE", "Lineage", "check_timeout", "current_lineage", "run_deadline"]
 
@@ -18,15 +18,19 @@ MAXIMUM_TIMEOUT: Final = 4_000_000.0
 """Seconds, about 46 days: RabbitMQ refuses an expiration above 2^32 - 1 milliseconds."""
 
 
-class Lineage(NamedTuple):
+class Lineage:
     """What a call made inside a method inherits: the time left, and the ids that tie the two together.
 
-    *deadline* is on the monotonic clock of the event loop, None where the outer call has none.
+    *deadline* is on the monotonic clock of the event loop, None where the outer call has none. A plain slotted class,
+    since one is made for every request.
     """
 
-    deadline: float | None
-    task_id: str
-    root_id: str
+    __slots__ = ("deadline", "root_id", "task_id")
+
+    def __init__(self, deadline: float | None, task_id: str, root_id: str) -> None:
+        self.deadline = deadline
+        self.task_id = task_id
+        self.root_id = root_id
 
 
 current_lineage: ContextVar[Lineage | None] = ContextVar("aiorpcq_lineage", default=None)
@@ -52,9 +56,11 @@ def run_deadline(
     plus the tolerated skew; never more than `MAXIMUM_TIMEOUT`. The first is blind to the time spent in the queue, the
     second to clocks that differ.
     """
-    budgets = []
-    if expiration is not None:
-        budgets.append(expiration)
+    budget = MAXIMUM_TIMEOUT if expiration is None else expiration
     if deadline is not None:
-        budgets.append(deadline - wall_clock + CLOCK_TOLERANCE)
-    return received_at + min(*budgets, MAXIMUM_TIMEOUT) if budgets else None
+        until_deadline = deadline - wall_clock + CLOCK_TOLERANCE
+        if until_deadline < budget:
+            budget = until_deadline
+    elif expiration is None:
+        return None
+    return received_at + (budget if budget < MAXIMUM_TIMEOUT else MAXIMUM_TIMEOUT)

@@ -21,7 +21,15 @@ import anyio.to_thread
 
 from .codec import Codecs
 from .deadline import Lineage, current_lineage, run_deadline
-from .errors import DeadlineExceeded, MethodNotFound, PayloadTooLarge, RPCError, UnsupportedVersion, WorkerLost
+from .errors import (
+    DeadlineExceeded,
+    MethodNotFound,
+    PayloadTooLarge,
+    Rejected,
+    RPCError,
+    UnsupportedVersion,
+    WorkerLost,
+)
 from .protocol.executions import Execution, ExecutionPhase, ExecutionTable, Verdict
 from .protocol.messages import Request
 from .protocol.wire import MalformedMessage, VersionRefused, decode_request
@@ -101,14 +109,10 @@ class Executor:
         deadline = run_deadline(request.expiration, request.deadline, now, time.time())
         if method is not None and method.timeout is not None:
             deadline = now + method.timeout if deadline is None else min(deadline, now + method.timeout)
-        verdict, execution = self._table.begin(request, delivery, deadline)
+        verdict, execution = self._table.begin(request, delivery, deadline, redelivered=delivery.redelivered)
         publisher = self._publisher
         if verdict is not _RUN:
-            if verdict is Verdict.ANSWERED:
-                publisher.answer_again(execution)
-            else:
-                # On a link that is lost this does nothing; on this one the new delivery is now the one that counts.
-                self._table.adopt(execution, request, delivery).ack()
+            self._on_known(verdict, execution, request, delivery)
             return
         if delivery.oversize:
             text = f"the body has {delivery.oversize} bytes, the limit max_size is {self._max_size}"
@@ -122,6 +126,16 @@ class Executor:
         self.started += 1
         task = execution.task = loop.create_task(self._execute(execution, method))
         self.tasks.add(task)
+
+    def _on_known(self, verdict: Verdict, execution: Execution, request: Request, delivery: Delivery) -> None:
+        """Handle a request that is running or has ended here already."""
+        if verdict is Verdict.ANSWERED:
+            self._publisher.answer_again(execution)
+        elif verdict is Verdict.ADOPTED:
+            # On a link that is lost this does nothing; on this one the new delivery is now the one that counts.
+            self._table.adopt(execution, request, delivery).ack()
+        else:
+            self._publisher.reject(execution, Rejected("another caller's task of the same id runs here"))
 
     async def _execute(self, execution: Execution, method: Method) -> None:
         """Run the method and publish what came of it; nothing it raises passes."""
@@ -171,7 +185,7 @@ class Executor:
     def _context(self, execution: Execution) -> Context:
         request: Request = execution.request
         return Context(
-            _ExecutionStates(self._publisher, execution),
+            _ExecutionStates(self._publisher, execution, self._loop),
             task_id=request.task_id,
             method=request.method,
             attempt=request.attempt,
@@ -279,18 +293,19 @@ class _Refused(RPCError):
 class _ExecutionStates:
     """The context's way to the publisher."""
 
-    __slots__ = ("_execution", "_publisher")
+    __slots__ = ("_execution", "_loop", "_publisher")
 
-    def __init__(self, publisher: ResultPublisher, execution: Execution) -> None:
+    def __init__(self, publisher: ResultPublisher, execution: Execution, loop: asyncio.AbstractEventLoop) -> None:
         self._publisher = publisher
         self._execution = execution
+        self._loop = loop
 
     async def update(self, name: str, value: Any) -> None:
         await self._publisher.update(self._execution, name, value)
 
     def remaining(self) -> float | None:
         deadline = self._execution.deadline
-        return None if deadline is None else max(0.0, deadline - asyncio.get_running_loop().time())
+        return None if deadline is None else max(0.0, deadline - self._loop.time())
 
 
 def _without_own_frames(error: BaseException) -> BaseException:

@@ -143,6 +143,15 @@ class ResultPublisher:
         if execution.phase in (ExecutionPhase.RUNNING, ExecutionPhase.STOPPING):
             self._fail(execution, describe_error(error))
 
+    def reject(self, execution: Execution, error: RPCError) -> None:
+        """Publish FAILURE for a request that has no part in the table, and acknowledge it."""
+        self._failed += 1
+        if self.link is not None and execution.reply_to is not None:
+            body, content_type, content_encoding = self._encode(describe_error(error))
+            message = StateMessage(execution.task_id, FAILURE, body, content_type, content_encoding, execution.attempt)
+            self.link.publish(encode_state(message, execution.reply_to))
+        execution.delivery.ack()
+
     def answer_again(self, execution: Execution) -> None:
         """Publish the cached terminal state of an attempt that was delivered again."""
         self._publish(execution)
@@ -191,12 +200,19 @@ class ResultPublisher:
         self._publish(execution)
 
     def _publish(self, execution: Execution) -> None:
-        """Publish the terminal state of *execution*; what follows is in `_settled`."""
+        """Publish the terminal state of *execution*; what follows is in `_settled`.
+
+        Of a request that was acknowledged before its run, nothing follows.
+        """
         terminal, reply_to = execution.terminal, execution.reply_to
         assert terminal is not None
         link = self.link
-        if execution.delivery is None or reply_to is None:
+        if reply_to is None:
             self._finish(execution)
+        elif execution.acknowledged:
+            if link is not None:
+                link.publish(encode_state(terminal, reply_to))
+            self._table.end(execution)
         elif link is None:
             # Its request is redelivered by the broker, and gets the terminal state from the cache.
             self._lost += 1
@@ -228,8 +244,7 @@ class ResultPublisher:
 
     def _finish(self, execution: Execution) -> None:
         self._table.end(execution)
-        if execution.delivery is not None:
-            execution.delivery.ack()
+        execution.delivery.ack()
 
     def _encode(self, value: Any) -> tuple[bytes, str, str | None]:
         encoded = self._codecs.encode(value)

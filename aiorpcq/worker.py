@@ -32,6 +32,9 @@ __all__ = ["Worker", "WorkerStatistics"]
 
 logger = logging.getLogger("aiorpcq.worker")
 
+_CANCEL_TIMEOUT: Final = 2.0
+"""Seconds that a closing worker waits for the broker to stop delivering."""
+
 _CONFIRM_TIMEOUT: Final = 5.0
 """Seconds that a closing worker waits for the confirms of what it has published."""
 
@@ -236,9 +239,11 @@ class Worker:
         parts = self._started
         executor = parts.executor
         executor.draining = True
-        for subscription in self._subscriptions:
-            with contextlib.suppress(RPCError):
-                await subscription.cancel()
+        with contextlib.suppress(RPCError, TimeoutError):
+            # A broker that has blocked us does not answer; what it still delivers goes back by itself.
+            async with asyncio.timeout(_CANCEL_TIMEOUT):
+                for subscription in self._subscriptions:
+                    await subscription.cancel()
         tasks = set(executor.tasks)
         if tasks:
             _, running = await asyncio.wait(tasks, timeout=self._grace)

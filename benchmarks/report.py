@@ -16,8 +16,8 @@ COMPARED_AT = 64
 """The number of concurrent calls that most targets are about."""
 
 _CALL_BYTES = 2048
-_NOTHING_BYTES = 1.0
-"""Bytes a call up to which a growth is none: the tables that stay differ by more from one moment to the next."""
+_NOTHING_BYTES = 8.0
+"""Bytes a call up to which a growth is none: whatever a call leaves behind takes a pointer at least."""
 
 _PROCESSES = ("caller", "worker", "broker")
 _FIGURES = ("calls_per_second", "p50", "p99", *(f"{process}_cpu" for process in _PROCESSES))

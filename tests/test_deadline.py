@@ -128,4 +128,5 @@ def test_a_call_outside_of_a_method_has_no_lineage() -> None:
 
 
 def test_a_lineage_names_deadline_task_and_root() -> None:
-    assert Lineage(1.5, "child", "root") == (1.5, "child", "root")
+    lineage = Lineage(1.5, "child", "root")
+    assert (lineage.deadline, lineage.task_id, lineage.root_id) == (1.5, "child", "root")

@@ -13,8 +13,8 @@ from aiorpcq.errors import RemoteError, RemoteTraceback, RPCError
 TREE: list[tuple[str, bool, bool, type[Exception]]] = [
     ("BacklogLimitExceeded", True, False, RPCError),
     ("CodecError", False, False, RPCError),
-    ("ConnectFailed", False, True, ConnectionError),
-    ("ConnectionLost", False, True, ConnectionError),
+    ("ConnectFailed", False, True, RPCError),
+    ("ConnectionLost", False, True, RPCError),
     ("ContentDisallowed", False, False, RPCError),
     ("DeadlineExceeded", True, False, TimeoutError),
     ("InvalidArguments", False, False, RPCError),
@@ -78,6 +78,10 @@ def test_a_remote_error_reads_as_its_type_and_message() -> None:
 
 def test_a_remote_error_without_message_reads_as_its_type() -> None:
     assert str(RemoteError(type="KeyError")) == "KeyError"
+
+
+def test_a_remote_error_shows_what_it_reads_as() -> None:
+    assert repr(RemoteError("no such user", type="KeyError")) == "<RemoteError KeyError: no such user>"
 
 
 def test_a_remote_error_keeps_the_arguments_of_the_remote_exception() -> None:

@@ -21,6 +21,7 @@ from .timers import DeadlineWheel
 __all__ = ["Backlog", "Call", "CallTable", "Phase", "Sending", "TaskIds"]
 
 _TOMBSTONES: Final = 16_384
+_BACKLOG_SIZE: Final = 16 * 1024 * 1024
 
 
 class Phase(Enum):
@@ -50,20 +51,27 @@ _UNSENT: Final = Sending.UNSENT
 
 
 class Backlog:
-    """The states of one task that a reader can still see: the newest *limit*, and how many there were before them."""
+    """The states of one task that a reader can still see, and how many there were before them.
 
-    __slots__ = ("dropped", "limit", "states")
+    It keeps the newest *limit* of them, and fewer where their bodies have more than 16 MiB together.
+    """
+
+    __slots__ = ("_size", "dropped", "limit", "states")
 
     def __init__(self, limit: int) -> None:
         self.states: deque[StateMessage] = deque()
         self.limit = limit
         self.dropped = 0
+        self._size = 0
 
     def append(self, message: StateMessage) -> None:
-        if len(self.states) >= self.limit:
-            self.states.popleft()
+        """Keep *message*, dropping the oldest past the bounds."""
+        states = self.states
+        states.append(message)
+        self._size += len(message.body)
+        while len(states) > self.limit or (self._size > _BACKLOG_SIZE and len(states) > 1):
+            self._size -= len(states.popleft().body)
             self.dropped += 1
-        self.states.append(message)
 
     @property
     def end(self) -> int:

@@ -44,6 +44,8 @@ class Verdict(Enum):
     """The attempt runs here already; it goes on under the new delivery."""
     ANSWERED = "answered"
     """The attempt has ended here; its terminal state is to be sent again."""
+    REFUSED = "refused"
+    """Another caller's task of the same id runs here; this one's execution is not registered."""
 
 
 # Globals for the hot path: in Python 3.11 a member costs four times as much to look up on its class.
@@ -141,15 +143,22 @@ class ExecutionTable:
         """Terminal states that are held."""
         return len(self._delivered) + len(self._returned)
 
-    def begin(self, request: Request, delivery: Any, deadline: float | None) -> tuple[Verdict, Execution]:
-        """Decide about a request; RUN registers its execution, ADOPTED gives the one to `adopt` it with."""
+    def begin(
+        self, request: Request, delivery: Any, deadline: float | None, *, redelivered: bool = False
+    ) -> tuple[Verdict, Execution]:
+        """Decide about a request; RUN registers its execution, ADOPTED gives the one to `adopt` it with.
+
+        A request that is not *redelivered* and has another reply queue is another caller's, who chose the same id.
+        """
         key = (request.task_id, request.attempt)
         running = self.running.get(key)
         if running is not None:
-            return Verdict.ADOPTED, running
+            if redelivered or running.reply_to == request.reply_to:
+                return Verdict.ADOPTED, running
+            return Verdict.REFUSED, Execution(request, delivery, None)
         execution = Execution(request, delivery, deadline)
         cached = self._delivered.get(key) or self._returned.get(key)
-        if cached is not None:
+        if cached is not None and (redelivered or cached.reply_to == request.reply_to):
             execution.phase = ExecutionPhase.ANSWERING
             execution.terminal = cached.message
             self.running[key] = execution
@@ -177,7 +186,11 @@ class ExecutionTable:
         execution.terminal = terminal
         if execution.deadline is not None:
             self._wheel.discard(execution.slot, execution)
-        self._delivered[execution.task_id, execution.attempt] = _Cached(terminal, execution.reply_to, now)
+        key = (execution.task_id, execution.attempt)
+        older = self._delivered.pop(key, None) or self._returned.pop(key, None)
+        if older is not None:
+            self.size -= len(older.message.body) + _ENTRY_OVERHEAD
+        self._delivered[key] = _Cached(terminal, execution.reply_to, now)
         self.size += len(terminal.body) + _ENTRY_OVERHEAD
         if self.size > self._limits.size:
             self.evict(now)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import Enum
+from math import isfinite
 from typing import Any, Final
 
 from .messages import Outcome, Properties, Publication, Request, StateMessage
@@ -211,7 +212,8 @@ def return_reason(headers: Mapping[str, Any] | None) -> ReturnReason:
 def check_metadata(metadata: Mapping[str, Any]) -> None:
     """Raise `ValueError` where *metadata* cannot be sent in a header: AMQP's field types, nested at most 16 deep.
 
-    They are None, bool, int of 64 bits, float, str, bytes, and lists, tuples and mappings with string keys of those.
+    They are None, bool, int of 64 bits, finite float, str, bytes, and lists, tuples and mappings with string keys
+    of those.
     """
     _check_field(metadata, 0)
 
@@ -220,9 +222,12 @@ def _check_field(value: Any, depth: int) -> None:
     kind = type(value)
     if depth > _METADATA_DEPTH_LIMIT:
         raise ValueError(f"metadata: nested more than {_METADATA_DEPTH_LIMIT} deep")
-    if value is None or kind in (bool, float, bytes):
+    if value is None or kind in (bool, bytes):
         return
-    if kind is int:
+    if kind is float:
+        if not isfinite(value):  # RabbitMQ cannot read one in a header, and closes the connection (541, seen on 3.10)
+            raise ValueError(f"metadata: {value!r} cannot be sent in a header")
+    elif kind is int:
         if not -(2**63) <= value < 2**63:
             raise ValueError("metadata: an integer of more than 64 bits")
     elif kind is str:

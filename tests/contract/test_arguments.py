@@ -8,7 +8,7 @@ import pytest
 
 from aiorpcq import Context, Service
 
-from .parties import ClientFactory, WorkerFactory, calculator
+from .parties import ClientFactory, WorkerFactory, calculator, eventually
 
 
 async def test_positional_arguments_arrive_in_order(client: ClientFactory, worker: WorkerFactory) -> None:
@@ -232,22 +232,46 @@ async def test_a_cast_runs_the_method(client: ClientFactory, worker: WorkerFacto
     assert await caller.call("entries") == [7]
 
 
-async def test_a_method_that_fails_in_a_cast_harms_nothing(client: ClientFactory, worker: WorkerFactory) -> None:
+async def test_a_method_that_fails_in_a_cast_is_logged_and_harms_nothing(
+    client: ClientFactory, worker: WorkerFactory, caplog: pytest.LogCaptureFixture
+) -> None:
     serving = await worker(calculator())
     caller = await client()
     await caller.cast("fail", "unheard")
     assert await caller.call("add", 1, 2) == 3
     assert serving.statistics().publisher.failed == 1
+    assert "method fail failed" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "method", ["", "a b", ".add", "add.", "a..b", "über.add", "a/b", "add\n", "x" * 256, "y" * 101 + ".add", None, 3]
-)
+async def test_one_task_id_is_one_task_whatever_is_called(client: ClientFactory, worker: WorkerFactory) -> None:
+    """A worker answers an id that it has answered before from its cache: an id makes a call idempotent."""
+    serving = await worker(calculator())
+    caller = (await client()).with_options(task_id="order-7")
+    assert await caller.call("add", 1, 2) == 3
+    await eventually(lambda: serving.statistics().running == 0)
+    assert await caller.call("add", 5, 5) == 3
+    assert serving.statistics().started == 1
+
+
 @pytest.mark.parametrize("way", ["call", "submit", "cast"])
-async def test_what_cannot_name_a_method_is_a_value_error(client: ClientFactory, way: str, method: Any) -> None:
+async def test_what_cannot_name_a_method_is_a_value_error(client: ClientFactory, way: str) -> None:
     caller = await client()
-    with pytest.raises(ValueError, match="name"):
-        await getattr(caller, way)(method)
+    for method in (
+        "",
+        "a b",
+        ".add",
+        "add.",
+        "a..b",
+        "über.add",
+        "a/b",
+        "add\n",
+        "x" * 256,
+        "y" * 101 + ".add",
+        None,
+        3,
+    ):
+        with pytest.raises(ValueError, match="name"):
+            await getattr(caller, way)(method)
     assert caller.statistics().pending == 0
 
 

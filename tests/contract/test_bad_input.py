@@ -31,6 +31,7 @@ from .parties import (
     WorkerFactory,
     body_of,
     calculator,
+    eventually,
     request_for,
 )
 
@@ -154,13 +155,14 @@ async def test_a_type_error_of_the_method_itself_is_remote(client: ClientFactory
     assert caught.value.type == "TypeError"
 
 
-@pytest.mark.parametrize("body", [None, 1, "ab", [], [[]], [[], {}, {}], [{}, []], [(), {}], [[], {1: 2}], [[], []]])
-async def test_a_body_of_another_form_is_refused(worker: WorkerFactory, bystander: BystanderFactory, body: Any) -> None:
+async def test_a_body_of_another_form_is_refused(worker: WorkerFactory, bystander: BystanderFactory) -> None:
     serving = await worker(calculator())
     stranger = await bystander()
     replies = await stranger.reply_queue()
-    await stranger.request(Request("t", "echo", *Codecs().encode(body), reply_to=replies.name))
-    assert (await error_of(replies))["error"] == "InvalidArguments"
+    bodies: list[Any] = [None, 1, "ab", [], [[]], [[], {}, {}], [{}, []], [(), {}], [[], {1: 2}], [[], []]]
+    for number, body in enumerate(bodies):
+        await stranger.request(Request(f"t{number}", "echo", *Codecs().encode(body), reply_to=replies.name))
+        assert (await error_of(replies))["error"] == "InvalidArguments"
     assert serving.statistics().publisher.succeeded == 0
 
 
@@ -277,7 +279,7 @@ async def test_a_value_past_the_workers_limit_is_an_error_of_its_call(
         await caller.call("large")
     assert caught.value.maybe_executed
     assert await caller.call("add", 1, 2) == 3
-    assert serving.statistics().publisher.unconfirmed == 0
+    await eventually(lambda: serving.statistics().publisher.unconfirmed == 0)
 
 
 @pytest.mark.parametrize("options", [{}, {"codecs": Codecs()}], ids=["codecs", "link"])
@@ -376,7 +378,7 @@ async def test_a_body_that_cannot_be_read_is_an_error_of_its_call_alone(
     assert value["error"] == error
     assert value["maybe_executed"] is False
     assert await caller.call("add", 1, 2) == 3
-    assert serving.statistics().running == 0
+    await eventually(lambda: serving.statistics().running == 0)
 
 
 async def test_a_body_larger_than_the_workers_limit_is_an_error_at_the_caller(
@@ -449,30 +451,28 @@ async def test_unknown_headers_are_ignored(worker: WorkerFactory, bystander: Bys
     assert await replies.until_terminal() == [("SUCCESS", 3)]
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
+async def test_a_malformed_request_comes_back_to_its_caller_and_the_worker_lives(
+    worker: WorkerFactory, bystander: BystanderFactory
+) -> None:
+    serving = await worker(calculator())
+    stranger = await bystander()
+    replies = await stranger.reply_queue()
+    malformed: list[dict[str, Any]] = [
         {"attempt": "first"},
         {"deadline": "soon"},
         {"parent-id": 7},
         {"metadata": "none"},
         {"metadata": ["a"]},
-    ],
-)
-async def test_a_malformed_request_comes_back_to_its_caller_and_the_worker_lives(
-    worker: WorkerFactory, bystander: BystanderFactory, headers: dict[str, Any]
-) -> None:
-    serving = await worker(calculator())
-    stranger = await bystander()
-    replies = await stranger.reply_queue()
-    await stranger.request(request_for("add", 1, 2, task_id="bad", reply_to=replies.name), headers=headers)
-    returned = await replies.next()
-    assert returned.properties.correlation_id == "bad"
-    assert returned.properties.reply_to == replies.name
-    assert (returned.properties.headers or {})["x-death"][0]["reason"] == "rejected"
+    ]
+    for headers in malformed:
+        await stranger.request(request_for("add", 1, 2, task_id="bad", reply_to=replies.name), headers=headers)
+        returned = await replies.next()
+        assert returned.properties.correlation_id == "bad"
+        assert returned.properties.reply_to == replies.name
+        assert (returned.properties.headers or {})["x-death"][0]["reason"] == "rejected"
     await stranger.request(request_for("add", 1, 2, task_id="good", reply_to=replies.name))
     assert await replies.until_terminal() == [("SUCCESS", 3)]
-    assert serving.statistics().rejected == 1
+    assert serving.statistics().rejected == len(malformed)
 
 
 async def test_a_message_that_is_no_request_at_all_is_dropped(

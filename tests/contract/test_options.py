@@ -39,6 +39,8 @@ async def function() -> None:
         ("metadata", {"x": object()}),
         ("metadata", {"x": {"y": [{"z": {1}}]}}),
         ("metadata", {"x": 2**64}),
+        ("metadata", {"x": float("inf")}),
+        ("metadata", {"x": [float("nan")]}),
         ("metadata", {"x": "\ud800"}),
         ("task_id", ""),
         ("task_id", "x" * 256),

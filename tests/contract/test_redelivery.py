@@ -39,7 +39,8 @@ async def test_a_request_that_comes_again_while_it_runs_is_adopted(
     await eventually(lambda: serving.statistics().adopted == 1)
     gate.open()
     assert await replies.until_terminal() == [("SUCCESS", 1)]
-    assert (runs, serving.statistics().started, serving.statistics().running) == ([1], 1, 0)
+    assert (runs, serving.statistics().started) == ([1], 1)
+    await eventually(lambda: serving.statistics().running == 0)
 
 
 async def test_an_adopted_request_leaves_nothing_in_the_queue(
@@ -73,6 +74,7 @@ async def test_a_request_that_comes_again_after_its_end_gets_the_same_answer(
     for _ in range(3):
         await stranger.request(request_for("run", 1, task_id="t", reply_to=replies.name))
         assert await replies.until_terminal() == [("SUCCESS", 1)]
+        await eventually(lambda: serving.statistics().running == 0)
     assert runs == [1]
     assert serving.statistics().answered == 2
 
@@ -85,6 +87,7 @@ async def test_an_error_is_answered_again_too(worker: WorkerFactory, bystander: 
         await stranger.request(request_for("fail", "boom", task_id="t", reply_to=replies.name))
         name, value = (await replies.until_terminal())[-1]
         assert (name, value["message"]) == ("FAILURE", "boom")
+        await eventually(lambda: serving.statistics().running == 0)
     assert serving.statistics().started == 1
 
 
@@ -110,18 +113,39 @@ async def test_an_answer_is_kept_for_as_long_as_the_cache_has_room(
     for number in (1, 2):
         await stranger.request(request_for("run", number, task_id="t", reply_to=replies.name))
         assert await replies.until_terminal() == [("SUCCESS", number)]
+        await eventually(lambda: serving.statistics().running == 0)
     assert runs == [1, 2]
     assert serving.statistics().cached_size <= 1
 
 
-async def test_the_answer_goes_to_who_asks_again(worker: WorkerFactory, bystander: BystanderFactory) -> None:
+async def test_another_callers_request_of_the_same_id_is_a_run_of_its_own(
+    worker: WorkerFactory, bystander: BystanderFactory
+) -> None:
     service, runs = counting()
     await worker(service)
     stranger = await bystander()
-    for _ in range(2):
+    for number in (1, 2):
         replies = await stranger.reply_queue()
-        await stranger.request(request_for("run", 1, task_id="t", reply_to=replies.name))
-        assert await replies.until_terminal() == [("SUCCESS", 1)]
+        await stranger.request(request_for("run", number, task_id="t", reply_to=replies.name))
+        assert await replies.until_terminal() == [("SUCCESS", number)]
+    assert runs == [1, 2]
+
+
+async def test_another_callers_request_of_an_id_that_runs_is_rejected(
+    worker: WorkerFactory, bystander: BystanderFactory
+) -> None:
+    gate = Gate()
+    service, runs = counting(gate)
+    await worker(service)
+    stranger = await bystander()
+    first, second = await stranger.reply_queue(), await stranger.reply_queue()
+    await stranger.request(request_for("run", 1, task_id="t", reply_to=first.name))
+    await gate.entered()
+    await stranger.request(request_for("run", 2, task_id="t", reply_to=second.name))
+    name, value = (await second.until_terminal())[-1]
+    assert (name, value["error"], value["maybe_executed"]) == ("FAILURE", "Rejected", False)
+    gate.open()
+    assert await first.until_terminal() == [("SUCCESS", 1)]
     assert runs == [1]
 
 

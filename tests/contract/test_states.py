@@ -278,6 +278,23 @@ async def test_a_cast_gets_nothing(client: ClientFactory, worker: WorkerFactory)
     assert caller.statistics().duplicates == caller.statistics().parked == 0
 
 
+async def test_a_state_that_a_method_publishes_after_its_end_reaches_nobody(
+    client: ClientFactory, worker: WorkerFactory
+) -> None:
+    service, kept = calculator(), []
+
+    @service.method
+    async def keep(ctx: Context) -> None:
+        kept.append(ctx)
+
+    await worker(service)
+    caller = await client()
+    await (await caller.submit("keep"))
+    await kept[0].progress("late")
+    await caller.call("add", 1, 2)
+    assert (caller.statistics().duplicates, caller.statistics().stale) == (0, 0)
+
+
 # --- backlog
 
 

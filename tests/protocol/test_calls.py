@@ -159,6 +159,23 @@ def test_a_backlog_holds_the_newest_and_counts_those_before(limit: int, count: i
     assert [backlog.at(position) for position in range(count)] == [None] * dropped + messages[dropped:]
 
 
+def test_a_backlog_of_large_states_keeps_to_16_mib() -> None:
+    backlog = Backlog(1_000)
+    messages = [state(sequence=sequence, body=bytes(5 * 1024 * 1024)) for sequence in range(5)]
+    for message in messages:
+        backlog.append(message)
+    assert list(backlog.states) == messages[-3:]
+    assert (backlog.dropped, backlog.end) == (2, 5)
+
+
+def test_a_backlog_keeps_the_newest_state_however_large() -> None:
+    backlog = Backlog(1_000)
+    messages = [state(sequence=sequence, body=bytes(17 * 1024 * 1024)) for sequence in range(2)]
+    for message in messages:
+        backlog.append(message)
+    assert list(backlog.states) == messages[1:]
+
+
 @pytest.mark.parametrize(
     ("sending", "maybe_executed"),
     [(Sending.UNSENT, False), (Sending.SENT, True), (Sending.CONFIRMED, True), (Sending.NOT_OURS, True)],
@@ -270,8 +287,7 @@ def test_attaching_to_a_settled_task_leaves_its_late_states_dropped() -> None:
     call = make_call(backlog=Backlog(10))
     table.add(call)
     table.receive(state("SUCCESS"), 0.0)
-    assert call.backlog is not None
-    table.park(call.backlog.states, 0.0)
+    table.keep(call, 0.0)
     table.attach(make_call(backlog=Backlog(10)))
     table.receive(state("SUCCESS"), 1.0)
     assert (table.duplicates, table.parked) == (1, 0)
@@ -291,6 +307,56 @@ def test_a_reader_that_detaches_leaves_what_it_saw_to_the_next() -> None:
     table.attach(second)
     assert second.backlog is not None
     assert [message.name for message in second.backlog.states] == ["STARTED", "PROGRESS"]
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_what_settled_a_call_is_kept_for_every_later_reader(failed: bool) -> None:
+    table = make_table()
+    call = make_call(backlog=Backlog(10))
+    table.add(call)
+    table.receive(state("STARTED", sequence=1), 0.0)
+    if failed:
+        table.fail(call, ConnectionLost("gone"))
+    else:
+        table.receive(state("SUCCESS", sequence=2), 0.0)
+    table.keep(call, 0.0)
+    for _ in range(2):
+        reader = make_call(backlog=Backlog(10))
+        table.attach(reader)
+        assert (*final(reader), reader.error) == (*final(call), call.error)
+    assert table.pending == {}
+
+
+def test_a_call_whose_states_were_not_asked_for_is_not_kept() -> None:
+    table = make_table()
+    call = make_call()
+    table.add(call)
+    table.fail(call, ConnectionLost("gone"))
+    table.keep(call, 0.0)
+    assert table.is_gone("t")
+
+
+def test_a_call_whose_caller_went_away_is_not_kept() -> None:
+    table = make_table()
+    call = make_call(backlog=Backlog(10))
+    table.add(call)
+    table.receive(state("STARTED", sequence=1), 0.0)
+    table.abandon(call)
+    table.keep(call, 0.0)
+    assert table.is_gone("t")
+
+
+def test_a_reader_that_waited_too_long_leaves_what_it_saw_to_the_next() -> None:
+    table = make_table()
+    first = make_call(deadline=5.0, backlog=Backlog(10))
+    table.attach(first)
+    table.receive(state("STARTED", sequence=1), 0.0)
+    assert table.expire(6.0) == [first]
+    table.receive(state("SUCCESS", sequence=2), 7.0)
+    second = make_call(backlog=Backlog(10))
+    table.attach(second)
+    assert second.backlog is not None
+    assert [message.name for message in second.backlog.states] == ["STARTED", "SUCCESS"]
 
 
 @pytest.mark.parametrize("foreign", [True, False])
@@ -340,9 +406,9 @@ def test_the_next_deadline_is_that_of_calls_or_of_parked_states() -> None:
     table = make_table(age=10.0)
     assert table.next_deadline() is None
     table.receive(state(task_id="parked"), 0.0)
-    assert table.next_deadline() == 10.0
+    assert table.next_deadline() == 11.0
     table.add(make_call("late", deadline=20.0))
-    assert table.next_deadline() == 10.0
+    assert table.next_deadline() == 11.0
     table.add(make_call("soon", deadline=5.0))
     assert table.next_deadline() == pytest.approx(5.0, abs=GRANULARITY + ROUNDING)
 
@@ -488,11 +554,13 @@ class TableMachine(RuleBasedStateMachine):
         if call.task_id in self.waiting:
             return
         parked = list(self.table.out_of_band.read(call.task_id))
+        error = self.table.out_of_band.error(call.task_id)
         self.table.attach(call)
         self.calls.append(call)
         terminal = next((message for message in parked if is_terminal(message.name)), None)
         assert call.terminal is terminal
-        if terminal is None:
+        assert call.error is (error if terminal is None else None)
+        if terminal is None and error is None:
             self.waiting[call.task_id] = call
             assert call.task_id not in self.table.out_of_band
         else:
@@ -520,24 +588,28 @@ class TableMachine(RuleBasedStateMachine):
         assert (call.phase is Phase.SETTLED) == is_terminal(name)
         if is_terminal(name):
             self.end(call)
-            if call.backlog is not None:
-                self.keep(call)
-                table.park(call.backlog.states, self.now)
+            self.keep(call)
 
     def keep(self, call: Call) -> None:
+        self.note_kept(call)
+        self.table.keep(call, self.now)
+
+    def note_kept(self, call: Call) -> None:
         if call.backlog is not None:
             self.kept += len(call.backlog.states)
             self.kept_ids.add(call.task_id)
 
     @precondition(lambda self: self.calls)
-    @rule(data=st.data())
-    def fail(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), keep=st.booleans())
+    def fail(self, data: st.DataObject, keep: bool) -> None:
         call = data.draw(st.sampled_from(self.calls))
         pending = call.phase is Phase.PENDING
         assert self.table.fail(call, ConnectionLost("gone")) is pending
         if pending:
             assert call.phase is Phase.SETTLED
             self.end(call)
+            if keep:
+                self.keep(call)
 
     @precondition(lambda self: self.calls)
     @rule(data=st.data(), detach=st.booleans())
@@ -546,7 +618,7 @@ class TableMachine(RuleBasedStateMachine):
         pending = call.phase is Phase.PENDING
         if detach:
             if pending:
-                self.keep(call)
+                self.note_kept(call)
             self.table.detach(call, self.now)
         else:
             self.table.abandon(call)
@@ -570,6 +642,8 @@ class TableMachine(RuleBasedStateMachine):
         self.now += passed
         expired = self.table.expire(self.now)
         for call in expired:
+            if call.sending is Sending.NOT_OURS:
+                self.note_kept(call)
             assert call.deadline is not None
             assert call.deadline <= self.now + ROUNDING
             assert call.phase is Phase.SETTLED

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiorpcq.errors import ConnectionLost
 from aiorpcq.protocol.messages import StateMessage
 from aiorpcq.protocol.outofband import OutOfBandBuffer, OutOfBandLimits, TombstoneRing
 
@@ -83,9 +84,37 @@ def test_age_counts_from_the_last_state_of_a_task() -> None:
     buffer.put(state(sequence=2), 6.0)
     buffer.evict(15.9)
     assert len(buffer.read("t")) == 2
-    assert buffer.next_expiry() == 16.0
     buffer.evict(16.0)
     assert len(buffer) == 0
+
+
+def test_the_next_expiry_is_a_second_late_so_that_states_go_in_numbers() -> None:
+    buffer = OutOfBandBuffer(OutOfBandLimits(age=10.0))
+    buffer.put(state("a"), 6.0)
+    buffer.put(state("b"), 7.0)
+    assert buffer.next_expiry() == 17.0
+    buffer.evict(17.0)
+    assert len(buffer) == 0
+
+
+def test_an_error_is_parked_with_the_states_of_its_task() -> None:
+    buffer = OutOfBandBuffer(OutOfBandLimits())
+    error = ConnectionLost("gone")
+    buffer.put(state(), 0.0)
+    buffer.put_error("t", error, 0.0)
+    assert buffer.error("t") is error
+    assert buffer.read("t") == [state()]
+    assert buffer.size == 2 * OVERHEAD
+
+
+def test_an_error_needs_no_states_and_goes_with_its_task() -> None:
+    buffer = OutOfBandBuffer(OutOfBandLimits(age=10.0))
+    for task_id in ("taken", "old"):
+        buffer.put_error(task_id, ConnectionLost("gone"), 0.0)
+    buffer.take("taken")
+    buffer.evict(10.0)
+    assert (buffer.error("taken"), buffer.error("old"), buffer.error("unknown")) == (None, None, None)
+    assert (len(buffer), buffer.size, buffer.evicted) == (0, 0, 0)
 
 
 def test_what_nobody_read_is_counted_when_it_goes() -> None:
@@ -110,7 +139,7 @@ def test_a_state_that_came_after_the_reading_is_counted_when_it_goes() -> None:
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["put", "take", "read", "evict"]),
+            st.sampled_from(["put", "put_error", "take", "read", "evict"]),
             st.sampled_from("abcdef"),
             st.integers(0, 2_000),
             st.floats(0, 8),
@@ -120,12 +149,15 @@ def test_a_state_that_came_after_the_reading_is_counted_when_it_goes() -> None:
 def test_no_bound_is_ever_passed_and_the_accounts_add_up(steps: list[tuple[str, str, int, float]]) -> None:
     limits = OutOfBandLimits(tasks=3, size=4_000, age=10.0)
     buffer = OutOfBandBuffer(limits)
-    now, put, taken = 0.0, 0, 0
+    now, put, taken, errors = 0.0, 0, 0, 0
     for action, task_id, size, passed in steps:
         now += passed
         if action == "put":
             buffer.put(state(task_id, size), now)
             put += 1
+        elif action == "put_error":
+            buffer.put_error(task_id, ConnectionLost("gone"), now)
+            errors += 1
         elif action == "take":
             taken += len(buffer.take(task_id))
         elif action == "read":
@@ -136,10 +168,11 @@ def test_no_bound_is_ever_passed_and_the_accounts_add_up(steps: list[tuple[str, 
         assert buffer.size <= limits.size
         expiry = buffer.next_expiry()
         assert (expiry is None) == (len(buffer) == 0)
-        if action in {"put", "evict"}:
+        if action in {"put", "put_error", "evict"}:
             assert expiry is None or expiry > now
     held = [message for task_id in "abcdef" for message in buffer.read(task_id)]
-    assert buffer.size == sum(len(message.body) + OVERHEAD for message in held)
+    states_size = sum(len(message.body) + OVERHEAD for message in held)
+    assert states_size <= buffer.size <= states_size + errors * OVERHEAD
     assert buffer.evicted <= put - taken - len(held)
     buffer.evict(now + limits.age)
     assert (len(buffer), buffer.size) == (0, 0)

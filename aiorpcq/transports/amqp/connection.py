@@ -27,7 +27,8 @@ from ...errors import ConnectFailed, ConnectionLost, RPCError
 from ...protocol.messages import Publication
 from ...protocol.topology import Binding, Exchange, Queue
 from ..base import Delivery
-from .lane import Lane, LaneProtocol
+from .lane import Lane
+from .stream import LaneProtocol
 from .topology import declare_entity, describe, refusal
 
 __all__ = ["AMQPLink", "AMQPTransport"]

@@ -1,8 +1,7 @@
 """The fast lane: the messages of one channel, on a connection that aiormq keeps.
 
 aiormq opens and closes the connection and its channels; publishes, deliveries, confirms, returns and acknowledgements
-of a lane channel never reach it. `LaneProtocol` stands between the socket and aiormq's reader, `Lane` is one channel
-of it.
+of a lane channel never reach it. `stream.LaneProtocol` stands between the socket and aiormq's reader.
 """
 
 from __future__ import annotations
@@ -10,17 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final, Protocol
 
-from ...errors import ConnectionLost, PayloadTooLarge, RPCError
+from ...errors import ConnectionLost, PayloadTooLarge
 from ...protocol.messages import Outcome, Properties, Publication
 from ..base import Delivery
 from .frames import (
-    HEARTBEAT,
     Event,
     EventKind,
-    FrameError,
-    FrameParser,
     PublishEncoder,
     close_reason,
     delivery_route,
@@ -32,22 +28,13 @@ from .frames import (
 )
 from .properties import PropertyError, decode_properties
 
-__all__ = ["Lane", "LaneDelivery", "LaneProtocol"]
+__all__ = ["Lane", "LaneConnection", "LaneDelivery"]
 
 logger = logging.getLogger("aiorpcq.amqp")
-
-_HEARTBEAT_FEED_INTERVAL: Final = 1.0
-"""Seconds between the heartbeats that are fed to aiormq while lane frames flow: it thinks a link without frames
-dead."""
-
-_SILENT_HEARTBEATS: Final = 2
-_LOOKS_PER_HEARTBEAT: Final = 4
-
 
 # Globals for the hot path: in Python 3.11 a member costs four times as much to look up on its class.
 _DELIVER: Final = EventKind.DELIVER
 _ACK: Final = EventKind.ACK
-_PASS: Final = EventKind.PASS
 _CONFIRMED: Final = Outcome.CONFIRMED
 
 
@@ -97,6 +84,24 @@ class LaneDelivery:
             lane.nack(self._tag, requeue=requeue)
 
 
+class LaneConnection(Protocol):
+    """What a lane needs of its connection."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def write(self, frames: bytes) -> None:
+        """Send whole frames with everything else of this iteration of the event loop."""
+
+    def write_at_once(self, frames: bytes) -> None:
+        """Send whole frames now, unless others wait already."""
+
+    def flush_soon(self, lane: Lane) -> None:
+        """Have the acknowledgements of *lane* sent with everything else of this iteration."""
+
+    def fail(self, error: ConnectionLost) -> None:
+        """Give up on the connection."""
+
+
 class _Consumer:
     __slots__ = ("cancelled", "no_ack", "on_delivery")
 
@@ -115,21 +120,21 @@ class Lane:
     __slots__ = (
         "_acks",
         "_confirm_floor",
+        "_connection",
         "_consumers",
         "_encoder",
         "_max_body",
         "_next_tag",
-        "_protocol",
         "_unconfirmed",
         "_unsettled",
         "channel",
         "closed",
     )
 
-    def __init__(self, protocol: LaneProtocol, channel: int, frame_max: int, max_body: int) -> None:
+    def __init__(self, connection: LaneConnection, channel: int, frame_max: int, max_body: int) -> None:
         self.channel = channel
         self.closed: ConnectionLost | None = None
-        self._protocol = protocol
+        self._connection = connection
         self._encoder = PublishEncoder(channel, frame_max)
         self._max_body = max_body
         self._next_tag = 1
@@ -151,13 +156,13 @@ class Lane:
             raise PayloadTooLarge(f"body of {size} bytes, the limit max_size is {self._max_body}")
         if self.closed is not None:
             if publication.settled is not None:
-                self._protocol.loop.call_soon(publication.settled, publication, Outcome.LOST)
+                self._connection.loop.call_soon(publication.settled, publication, Outcome.LOST)
             return
         frames = self._encoder.encode(publication)
         if self._unconfirmed or publication.settled is None:  # of the unconfirmed it cannot tell how many are under way
-            self._protocol.write(frames)
+            self._connection.write(frames)
         else:
-            self._protocol.write_at_once(frames)
+            self._connection.write_at_once(frames)
         tag = self._next_tag
         self._next_tag = tag + 1
         if publication.settled is not None:
@@ -167,14 +172,14 @@ class Lane:
         """Acknowledge a delivery, together with all others of this iteration of the event loop."""
         if self.closed is None:
             if not self._acks:
-                self._protocol.flush_soon(self)
+                self._connection.flush_soon(self)
             self._acks.add(tag)
 
     def nack(self, tag: int, *, requeue: bool) -> None:
         """Refuse a delivery at once."""
         if self.closed is None:
             self._unsettled.pop(tag, None)
-            self._protocol.write(encode_nack(self.channel, tag, requeue=requeue))
+            self._connection.write(encode_nack(self.channel, tag, requeue=requeue))
 
     def pending_acks(self) -> bytes:
         """Return the frames of the acknowledgements that wait: one frame where they are all that came before the
@@ -204,8 +209,8 @@ class Lane:
         if consumer is None or self.closed is not None:
             return
         if consumer.cancelled is None:
-            consumer.cancelled = self._protocol.loop.create_future()
-            self._protocol.write(encode_cancel(self.channel, tag))
+            consumer.cancelled = self._connection.loop.create_future()
+            self._connection.write(encode_cancel(self.channel, tag))
         await asyncio.shield(consumer.cancelled)
 
     def handle(self, event: Event) -> None:
@@ -224,9 +229,9 @@ class Lane:
             if consumer is not None and consumer.cancelled is not None:
                 _wake(consumer.cancelled)
         elif kind is EventKind.CANCEL:
-            self._protocol.fail(ConnectionLost("the broker cancelled a consumer: its queue was deleted or moved"))
+            self._connection.fail(ConnectionLost("the broker cancelled a consumer: its queue was deleted or moved"))
         else:
-            self._protocol.fail(ConnectionLost(f"the broker closed the channel: {close_reason(event.payload)}"))
+            self._connection.fail(ConnectionLost(f"the broker closed the channel: {close_reason(event.payload)}"))
 
     def close(self, error: ConnectionLost) -> None:
         """Settle everything as lost."""
@@ -298,173 +303,6 @@ class Lane:
                 del self._unconfirmed[tag]
                 _settle(publication, Outcome.RETURNED)
                 return
-
-
-class LaneProtocol(asyncio.StreamReaderProtocol):
-    """The protocol of one connection: splits what comes in, joins what goes out, and listens for silence.
-
-    *on_lost* is called once, with the reason.
-    """
-
-    def __init__(
-        self,
-        reader: asyncio.StreamReader,
-        loop: asyncio.AbstractEventLoop,
-        max_body: int,
-        on_lost: Callable[[RPCError], None],
-        on_writable: Callable[[bool], None],
-    ) -> None:
-        super().__init__(reader, loop=loop)
-        self.loop = loop
-        self.blocked = False
-        self._channels: set[int] = set()
-        self._parser = FrameParser(self._channels, max_body)
-        self._max_body = max_body
-        self._lanes: dict[int, Lane] = {}
-        self._on_lost = on_lost
-        self._on_writable = on_writable
-        self._out: list[bytes] = []
-        self._acking: list[Lane] = []
-        self._flush_scheduled = False
-        self._frame_max = 0
-        self._paused = False
-        self._lost = False
-        self._heard = True
-        self._silences = 0
-        self._fed_at = 0.0
-        self._watchdog: asyncio.TimerHandle | None = None
-        self._socket: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport; aiormq gets it through its own writer."""
-        self._socket = cast(asyncio.Transport, transport)  # uvloop's do not inherit from asyncio's
-        super().connection_made(transport)
-
-    def negotiated(self, frame_max: int, heartbeat: float) -> None:
-        """Take the tuned parameters: bytes of the largest frame, seconds between heartbeats (0 is none)."""
-        self._frame_max = self._parser.frame_max = frame_max
-        if heartbeat > 0:
-            self._watch(heartbeat)
-
-    def open_lane(self, channel: int) -> Lane:
-        """Take over a channel that aiormq has opened in confirm mode."""
-        lane = self._lanes[channel] = Lane(self, channel, self._frame_max, self._max_body)
-        self._channels.add(channel)
-        return lane
-
-    def write(self, frames: bytes) -> None:
-        """Send whole frames with everything else of this iteration of the event loop."""
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self.loop.call_soon(self._flush)
-        self._out.append(frames)
-
-    def write_at_once(self, frames: bytes) -> None:
-        """Send whole frames now, unless others wait already: where nothing else is under way nothing will join them,
-        and an iteration of the event loop is a third of the caller's part in a call made alone.
-        """
-        if self._flush_scheduled or self._lost or self._socket is None:
-            self.write(frames)
-        else:
-            self._socket.write(frames)
-
-    def flush_soon(self, lane: Lane) -> None:
-        """Have the acknowledgements of *lane* sent with everything else of this iteration."""
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self.loop.call_soon(self._flush)
-        self._acking.append(lane)
-
-    def _flush(self) -> None:
-        """Send what waits; nothing, where it was sent at the end of a read."""
-        self._flush_scheduled = False
-        out, self._out = self._out, []
-        if self._acking:
-            acking, self._acking = self._acking, []
-            out.extend(lane.pending_acks() for lane in acking)
-        if out and not self._lost and self._socket is not None:
-            self._socket.write(b"".join(out))
-
-    def data_received(self, data: bytes) -> None:
-        """Handle lane events on the spot, and feed the rest to aiormq's reader."""
-        self._heard = True
-        scheduled, self._flush_scheduled = self._flush_scheduled, True  # what the handlers send goes out below
-        lane_events = False
-        try:
-            for event in self._parser.feed(data):
-                kind = event.kind
-                if kind is _PASS:
-                    super().data_received(event.payload)
-                elif event.channel:
-                    lane_events = True
-                    self._lanes[event.channel].handle(event)
-                elif kind is EventKind.CONNECTION_CLOSED:
-                    self._lose(ConnectionLost(f"the broker closed the connection: {close_reason(event.payload)}"))
-                else:
-                    self._set_blocked(kind is EventKind.BLOCKED)
-        except FrameError as error:
-            self.fail(ConnectionLost(f"the broker sent a malformed frame: {error}"))
-            return
-        self._flush_scheduled = scheduled
-        if not scheduled and (self._out or self._acking):
-            self._flush()
-        if lane_events:
-            now = self.loop.time()
-            if now - self._fed_at >= _HEARTBEAT_FEED_INTERVAL:
-                self._fed_at = now
-                super().data_received(HEARTBEAT)
-
-    def pause_writing(self) -> None:
-        """Past the transport's high-water mark: publishers wait."""
-        super().pause_writing()
-        self._paused = True
-        self._on_writable(False)
-
-    def resume_writing(self) -> None:
-        """Below the low-water mark again."""
-        super().resume_writing()
-        self._paused = False
-        self._on_writable(not self.blocked)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The socket is closed."""
-        super().connection_lost(exc)
-        self._lose(ConnectionLost("the connection to the broker was closed" + (f": {exc}" if exc else "")))
-
-    def fail(self, error: ConnectionLost) -> None:
-        """Give up on the connection: nothing more can be done with it in order."""
-        self._lose(error)
-        if self._socket is not None:
-            self._socket.abort()
-
-    def abort(self) -> None:
-        """Close the socket without a word to the broker."""
-        if self._socket is not None:
-            self._socket.abort()
-
-    def _lose(self, error: ConnectionLost) -> None:
-        if self._lost:
-            return
-        self._lost = True  # what waits is not sent: after a CloseOk it would cost the whole connection (504)
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-        for lane in self._lanes.values():
-            lane.close(error)
-        self._on_writable(False)
-        self._on_lost(error)
-
-    def _set_blocked(self, blocked: bool) -> None:
-        self.blocked = blocked
-        self._on_writable(not blocked and not self._paused)
-
-    def _watch(self, heartbeat: float) -> None:
-        """Give up after two silent heartbeats (AMQP 0-9-1, section 4.2.7), counted in quarters of one."""
-        self._silences = 0 if self._heard else self._silences + 1
-        self._heard = False
-        if self._silences >= _SILENT_HEARTBEATS * _LOOKS_PER_HEARTBEAT - 1:
-            self.fail(ConnectionLost(f"the broker was silent for {_SILENT_HEARTBEATS} heartbeats of {heartbeat:g} s"))
-            return
-        self._watchdog = self.loop.call_later(heartbeat / _LOOKS_PER_HEARTBEAT, self._watch, heartbeat)
 
 
 def _settle(publication: Publication, outcome: Outcome) -> None:

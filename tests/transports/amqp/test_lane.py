@@ -19,7 +19,8 @@ from pamqp.commands import Basic, Channel, Connection
 from aiorpcq.errors import PayloadTooLarge, RPCError
 from aiorpcq.protocol.messages import Outcome, Properties, Publication
 from aiorpcq.transports.amqp.frames import HEARTBEAT
-from aiorpcq.transports.amqp.lane import Lane, LaneProtocol
+from aiorpcq.transports.amqp.lane import Lane
+from aiorpcq.transports.amqp.stream import LaneProtocol
 from aiorpcq.transports.amqp.properties import PropertyError
 from aiorpcq.transports.base import Delivery
 
