@@ -56,6 +56,19 @@ class RPCError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # `args` are not the constructor's; copy and pickle restore the attributes instead.
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(cls: type[RPCError], args: tuple[Any, ...], attributes: dict[str, Any]) -> RPCError:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(attributes)
+    if isinstance(error, RemoteError) and error.traceback:
+        error.__cause__ = RemoteTraceback(error.traceback)
+    return error
+
 
 class RemoteTraceback(Exception):
     """The text of a traceback from another process, shown as the cause of a `RemoteError`."""
@@ -112,6 +125,10 @@ class RemoteError(RPCError):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A class made for a registered exception exists in this process alone; elsewhere it is a plain RemoteError.
+        return _restore, (RemoteError, self.args, self.__dict__)
 
 
 class MethodNotFound(RPCError):

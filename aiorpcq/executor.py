@@ -109,10 +109,10 @@ class Executor:
         deadline = run_deadline(request.expiration, request.deadline, now, time.time())
         if method is not None and method.timeout is not None:
             deadline = now + method.timeout if deadline is None else min(deadline, now + method.timeout)
-        verdict, execution = self._table.begin(request, delivery, deadline, redelivered=delivery.redelivered)
+        verdict, execution = self._table.begin(request, delivery, deadline)
         publisher = self._publisher
         if verdict is not _RUN:
-            self._on_known(verdict, execution, request, delivery)
+            self._on_known(verdict, execution, delivery)
             return
         if delivery.oversize:
             text = f"the body has {delivery.oversize} bytes, the limit max_size is {self._max_size}"
@@ -127,13 +127,13 @@ class Executor:
         task = execution.task = loop.create_task(self._execute(execution, method))
         self.tasks.add(task)
 
-    def _on_known(self, verdict: Verdict, execution: Execution, request: Request, delivery: Delivery) -> None:
+    def _on_known(self, verdict: Verdict, execution: Execution, delivery: Delivery) -> None:
         """Handle a request that is running or has ended here already."""
         if verdict is Verdict.ANSWERED:
             self._publisher.answer_again(execution)
         elif verdict is Verdict.ADOPTED:
             # On a link that is lost this does nothing; on this one the new delivery is now the one that counts.
-            self._table.adopt(execution, request, delivery).ack()
+            self._table.adopt(execution, delivery).ack()
         else:
             self._publisher.reject(execution, Rejected("another caller's task of the same id runs here"))
 

@@ -26,7 +26,8 @@ __all__ = ["PublisherStatistics", "ResultPublisher"]
 
 logger = logging.getLogger("aiorpcq.worker")
 
-_SHORT_TEXT: Final = 200
+_SHORT_TEXT: Final = 64
+_ESSENTIAL: Final = frozenset({"error", "maybe_executed", "message", "module", "type"})
 
 # Globals for the hot path: in Python 3.11 a member costs four times as much to look up on its class.
 _RUNNING: Final = ExecutionPhase.RUNNING
@@ -176,11 +177,13 @@ class ResultPublisher:
         try:
             body = self._encode(description)
         except (CodecError, PayloadTooLarge):
-            # Arguments or texts that are too much: what always fits says it too.
-            for name in ("args", "cause", "notes", "traceback"):
-                description.pop(name, None)
-            description["message"] = description["message"][:_SHORT_TEXT]
-            body = self._codecs.encode(description)
+            # Arguments or texts that are too much: the shortest that says it, which always fits.
+            short = {
+                name: value[:_SHORT_TEXT] if isinstance(value, str) else value
+                for name, value in description.items()
+                if name in _ESSENTIAL
+            }
+            body = self._codecs.encode(short)
         self._answer(execution, FAILURE, *body)
 
     def _answer(

@@ -307,6 +307,9 @@ def _within(value: int, option: str, least: int, most: int) -> int:
     return value
 
 
+_CONTEXT_ANNOTATIONS: Final = (Context, Context | None, "Context", "Context | None")
+
+
 def _find_context(
     name: str, function: Callable[..., Any], signature: inspect.Signature
 ) -> tuple[str | None, int | None]:
@@ -318,7 +321,7 @@ def _find_context(
     found = [
         (position, parameter)
         for position, parameter in enumerate(signature.parameters.values())
-        if hints.get(parameter.name) in (Context, "Context")
+        if hints.get(parameter.name) in _CONTEXT_ANNOTATIONS
     ]
     if not found:
         return None, None

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncIterator, Iterator
 
+import hypothesis
 import pytest
 import pytest_asyncio
 
 from tests.node import Node
+
+# The same examples every time, and as long as they take: HYPOTHESIS_PROFILE=explore looks for new ones.
+hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=2_000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 _vhosts = (f"test-{number}" for number in itertools.count(1))
 

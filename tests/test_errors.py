@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import traceback
 
 import pytest
 
 from aiorpcq import errors
 from aiorpcq.errors import RemoteError, RemoteTraceback, RPCError
+from aiorpcq.protocol.failures import ExceptionRegistry, rebuild_error
 
 # Name, whether the method may have run, whether trying again can help, what else it is.
 TREE: list[tuple[str, bool, bool, type[Exception]]] = [
@@ -96,3 +99,17 @@ def test_the_remote_traceback_is_shown_with_the_error() -> None:
 
 def test_a_remote_error_without_traceback_has_no_cause_to_show() -> None:
     assert RemoteError("boom").__cause__ is None
+
+
+def test_an_error_is_the_same_after_copying_and_pickling() -> None:
+    error = RemoteError("no", type="KeyError", args=("a", 1), traceback="Traceback: no", task_id="t", notes=("n",))
+    for other in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert (type(other), other.args, vars(other)) == (RemoteError, ("a", 1), vars(error))
+        assert str(other.__cause__) == str(error.__cause__)
+
+
+def test_an_error_of_a_registered_class_is_a_plain_remote_error_after_pickling() -> None:
+    registry = ExceptionRegistry([LookupError])
+    error = rebuild_error({"error": "RemoteError", "type": "LookupError", "args": ["x"]}, registry, "t")
+    assert isinstance(error, LookupError)
+    assert type(pickle.loads(pickle.dumps(error))) is RemoteError

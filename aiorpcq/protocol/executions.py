@@ -143,22 +143,20 @@ class ExecutionTable:
         """Terminal states that are held."""
         return len(self._delivered) + len(self._returned)
 
-    def begin(
-        self, request: Request, delivery: Any, deadline: float | None, *, redelivered: bool = False
-    ) -> tuple[Verdict, Execution]:
+    def begin(self, request: Request, delivery: Any, deadline: float | None) -> tuple[Verdict, Execution]:
         """Decide about a request; RUN registers its execution, ADOPTED gives the one to `adopt` it with.
 
-        A request that is not *redelivered* and has another reply queue is another caller's, who chose the same id.
+        A request of a known id with another reply queue is another caller's, who chose the same id.
         """
         key = (request.task_id, request.attempt)
         running = self.running.get(key)
         if running is not None:
-            if redelivered or running.reply_to == request.reply_to:
+            if running.reply_to == request.reply_to:
                 return Verdict.ADOPTED, running
             return Verdict.REFUSED, Execution(request, delivery, None)
         execution = Execution(request, delivery, deadline)
         cached = self._delivered.get(key) or self._returned.get(key)
-        if cached is not None and (redelivered or cached.reply_to == request.reply_to):
+        if cached is not None and cached.reply_to == request.reply_to:
             execution.phase = ExecutionPhase.ANSWERING
             execution.terminal = cached.message
             self.running[key] = execution
@@ -169,10 +167,9 @@ class ExecutionTable:
             execution.slot = self._wheel.add(deadline, execution)
         return _RUN, execution
 
-    def adopt(self, execution: Execution, request: Request, delivery: Any) -> Any:
+    def adopt(self, execution: Execution, delivery: Any) -> Any:
         """Put *execution* under a new delivery; return the one before, which is to be acknowledged."""
         superseded, execution.delivery = execution.delivery, delivery
-        execution.reply_to = request.reply_to
         self.adopted += 1
         return superseded
 

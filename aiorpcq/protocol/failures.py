@@ -185,6 +185,8 @@ def _rebuild(value: Mapping[Any, Any], registry: ExceptionRegistry, task_id: str
         notes=tuple(map(_text, notes)) if isinstance(notes, (list, tuple)) else (),
         task_id=task_id,
     )
+    for note in plain.notes[:_NOTES_LIMIT]:
+        plain.add_note(note)
     cls = registry.find(module, name)
     if cls is RemoteError:
         return plain

@@ -157,4 +157,3 @@ async def test_a_run_that_ends_while_its_worker_has_no_connection_is_answered_fr
     statistics = serving.statistics()
     assert statistics.started == 1
     assert statistics.adopted + statistics.answered >= 1
-

@@ -71,23 +71,16 @@ def test_a_new_request_is_run() -> None:
 def test_a_redelivery_of_what_runs_is_adopted_under_the_new_delivery() -> None:
     table = ExecutionTable(CacheLimits())
     _, execution = table.begin(request(), "first", None)
-    again = request(reply_to="rpc.reply.2")
-    assert table.begin(again, "second", None, redelivered=True) == (Verdict.ADOPTED, execution)
-    assert table.adopt(execution, again, "second") == "first"
-    assert (execution.delivery, execution.reply_to, table.adopted) == ("second", "rpc.reply.2", 1)
+    assert table.begin(request(), "second", None) == (Verdict.ADOPTED, execution)
+    assert table.adopt(execution, "second") == "first"
+    assert (execution.delivery, table.adopted) == ("second", 1)
 
 
 def test_a_redelivery_that_is_not_adopted_yet_changes_nothing() -> None:
     table = ExecutionTable(CacheLimits())
     _, execution = table.begin(request(), "first", None)
-    table.begin(request(reply_to="rpc.reply.2"), "second", None, redelivered=True)
-    assert (execution.delivery, execution.reply_to, table.adopted) == ("first", "rpc.reply.1", 0)
-
-
-def test_a_request_that_was_sent_twice_to_one_reply_queue_is_adopted() -> None:
-    table = ExecutionTable(CacheLimits())
-    _, execution = table.begin(request(), "first", None)
-    assert table.begin(request(), "second", None) == (Verdict.ADOPTED, execution)
+    table.begin(request(), "second", None)
+    assert (execution.delivery, table.adopted) == ("first", 0)
 
 
 def test_another_callers_task_of_the_same_id_is_refused_while_the_first_runs() -> None:
@@ -128,14 +121,10 @@ def test_a_redelivery_of_what_waits_for_its_confirm_is_adopted() -> None:
 def test_a_redelivery_of_what_has_ended_is_answered_with_the_same_state() -> None:
     table = ExecutionTable(CacheLimits())
     terminal = run(table)
-    verdict, execution = table.begin(request(reply_to="rpc.reply.2"), "second", None, redelivered=True)
+    verdict, execution = table.begin(request(), "second", None)
     assert verdict is Verdict.ANSWERED
     assert execution.terminal is terminal
-    assert (execution.delivery, execution.reply_to, execution.phase) == (
-        "second",
-        "rpc.reply.2",
-        ExecutionPhase.ANSWERING,
-    )
+    assert (execution.delivery, execution.phase) == ("second", ExecutionPhase.ANSWERING)
     assert table.answered == 1
 
 
@@ -269,22 +258,21 @@ class ExecutionMachine(RuleBasedStateMachine):
         attempt=st.integers(1, 2),
         timeout=st.none() | st.floats(0, 5),
         reply_to=st.sampled_from(["one", "other"]),
-        redelivered=st.booleans(),
     )
-    def begin(self, task_id: str, attempt: int, timeout: float | None, reply_to: str, redelivered: bool) -> None:
+    def begin(self, task_id: str, attempt: int, timeout: float | None, reply_to: str) -> None:
         key = task_id, attempt
         self.deliveries += 1
         deadline = None if timeout is None else self.now + timeout
         asked = request(task_id, attempt, reply_to)
-        verdict, execution = self.table.begin(asked, self.deliveries, deadline, redelivered=redelivered)
+        verdict, execution = self.table.begin(asked, self.deliveries, deadline)
         if key in self.running:
-            if not redelivered and self.running[key].reply_to != reply_to:
+            if self.running[key].reply_to != reply_to:
                 assert verdict is Verdict.REFUSED
                 return
             assert verdict is Verdict.ADOPTED
             assert execution is self.running[key]
             superseded = execution.delivery
-            assert self.table.adopt(execution, asked, self.deliveries) == superseded != self.deliveries
+            assert self.table.adopt(execution, self.deliveries) == superseded != self.deliveries
             self.adopted += 1
             assert execution.delivery == self.deliveries
             return
@@ -292,12 +280,12 @@ class ExecutionMachine(RuleBasedStateMachine):
         self.running[key] = execution
         if verdict is Verdict.ANSWERED:
             assert execution.terminal is self.answers[key][0]
-            assert redelivered or reply_to == self.answers[key][1]
+            assert reply_to == self.answers[key][1]
             self.answered += 1
         else:
             assert verdict is Verdict.RUN
             answered = self.answers.get(key)
-            if answered is not None and (redelivered or answered[1] == reply_to):
+            if answered is not None and answered[1] == reply_to:
                 del self.answers[key]
                 self.run_again += 1
 
