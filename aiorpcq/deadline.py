@@ -59,8 +59,7 @@ def run_deadline(
     budget = MAXIMUM_TIMEOUT if expiration is None else expiration
     if deadline is not None:
         until_deadline = deadline - wall_clock + CLOCK_TOLERANCE
-        if until_deadline < budget:
-            budget = until_deadline
+        budget = min(budget, until_deadline)
     elif expiration is None:
         return None
     return received_at + (budget if budget < MAXIMUM_TIMEOUT else MAXIMUM_TIMEOUT)

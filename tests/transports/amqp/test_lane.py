@@ -20,8 +20,8 @@ from aiorpcq.errors import PayloadTooLarge, RPCError
 from aiorpcq.protocol.messages import Outcome, Properties, Publication
 from aiorpcq.transports.amqp.frames import HEARTBEAT
 from aiorpcq.transports.amqp.lane import Lane
-from aiorpcq.transports.amqp.stream import LaneProtocol
 from aiorpcq.transports.amqp.properties import PropertyError
+from aiorpcq.transports.amqp.stream import LaneProtocol
 from aiorpcq.transports.base import Delivery
 
 from . import UNHURRIED, Frame, content, framed, marshal, read_frames
