@@ -27,8 +27,8 @@ from .errors import (
     WorkerLost,
 )
 from .options import CallOptions
-from .protocol.executions import CacheLimits
 from .protocol.outofband import OutOfBandLimits
+from .protocol.terminals import CacheLimits
 from .service import Context, Service
 from .task import State, Task
 from .worker import Worker

@@ -278,7 +278,7 @@ class Executor:
             self._publisher.refuse(execution, DeadlineExceeded("the run was stopped at its deadline"))
             if execution.task is not None:
                 execution.task.cancel()
-        if self._table.running or self._table.cached:
+        if self._table.running or len(self._table.cache):
             self._schedule(now)
 
 

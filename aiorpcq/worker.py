@@ -20,7 +20,8 @@ import anyio
 from .codec import Codecs
 from .errors import RPCError, UsageError
 from .executor import Executor
-from .protocol.executions import CacheLimits, ExecutionTable
+from .protocol.executions import ExecutionTable
+from .protocol.terminals import CacheLimits
 from .protocol.topology import Names
 from .publisher import PublisherStatistics, ResultPublisher
 from .service import DeliveryMode, Service, check_delivery
@@ -207,8 +208,8 @@ class Worker:
             answered=table.answered,
             expired=executor.expired,
             rejected=executor.rejected,
-            cached=table.cached,
-            cached_size=table.size,
+            cached=len(table.cache),
+            cached_size=table.cache.size,
             publisher=self._started.publisher.statistics(),
         )
 

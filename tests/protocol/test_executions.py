@@ -9,8 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aiorpcq.protocol.executions import CacheLimits, Execution, ExecutionPhase, ExecutionTable, Verdict
+from aiorpcq.protocol.executions import Execution, ExecutionPhase, ExecutionTable, Verdict
 from aiorpcq.protocol.messages import Request, StateMessage
+from aiorpcq.protocol.terminals import CacheLimits
 from aiorpcq.protocol.timers import GRANULARITY
 
 OVERHEAD = 500
@@ -99,7 +100,7 @@ def test_another_callers_task_of_the_same_id_is_run_once_the_first_has_ended() -
     assert verdict is Verdict.RUN
     table.answer(second, success(size=10), 0.0)
     table.end(second)
-    assert (table.cached, table.size) == (1, OVERHEAD + 10)
+    assert (len(table.cache), table.cache.size) == (1, OVERHEAD + 10)
 
 
 def test_another_callers_answer_takes_the_place_of_one_that_was_returned() -> None:
@@ -108,7 +109,7 @@ def test_another_callers_answer_takes_the_place_of_one_that_was_returned() -> No
     _, second = table.begin(request(reply_to="rpc.reply.2"), "second", None)
     table.answer(second, success(size=10), 0.0)
     table.end(second, returned=True)
-    assert (table.cached, table.size) == (1, OVERHEAD + 10)
+    assert (len(table.cache), table.cache.size) == (1, OVERHEAD + 10)
 
 
 def test_a_redelivery_of_what_waits_for_its_confirm_is_adopted() -> None:
@@ -123,7 +124,7 @@ def test_a_redelivery_of_what_has_ended_is_answered_with_the_same_state() -> Non
     terminal = run(table)
     verdict, execution = table.begin(request(), "second", None)
     assert verdict is Verdict.ANSWERED
-    assert execution.terminal is terminal
+    assert execution.terminal == terminal
     assert (execution.delivery, execution.phase) == ("second", ExecutionPhase.ANSWERING)
     assert table.answered == 1
 
@@ -132,7 +133,7 @@ def test_a_redelivery_is_answered_as_often_as_it_comes() -> None:
     table = ExecutionTable(CacheLimits())
     run(table)
     assert [holds(table, "t") for _ in range(3)] == [True] * 3
-    assert (table.cached, table.size) == (1, OVERHEAD)
+    assert (len(table.cache), table.cache.size) == (1, OVERHEAD)
 
 
 def test_another_attempt_of_the_same_task_is_run() -> None:
@@ -161,7 +162,7 @@ def test_a_run_expires_at_its_deadline_and_can_still_be_answered() -> None:
     assert table.get("t", 1) is execution
     table.answer(execution, success(), 6.0)
     table.end(execution)
-    assert (execution.phase, table.running, table.cached) == (ExecutionPhase.ENDED, {}, 1)
+    assert (execution.phase, table.running, len(table.cache)) == (ExecutionPhase.ENDED, {}, 1)
 
 
 def test_what_is_answered_or_ended_does_not_expire() -> None:
@@ -191,15 +192,15 @@ def test_the_cache_drops_the_oldest_past_its_bytes() -> None:
     table = ExecutionTable(CacheLimits(size=3_000))
     for task_id in "abcd":
         run(table, task_id, size=500)
-    assert table.size == 3_000
-    assert table.evicted == 1
+    assert table.cache.size == 3_000
+    assert table.cache.evicted == 1
     assert [holds(table, task_id) for task_id in "abcd"] == [False, True, True, True]
 
 
 def test_a_state_larger_than_the_cache_is_not_kept() -> None:
     table = ExecutionTable(CacheLimits(size=1_000))
     run(table, size=1_000)
-    assert (table.cached, table.size, table.evicted) == (0, 0, 1)
+    assert (len(table.cache), table.cache.size, table.cache.evicted) == (0, 0, 1)
 
 
 def test_a_run_whose_cached_state_was_evicted_is_adopted_until_it_ends() -> None:
@@ -229,7 +230,7 @@ def test_returned_states_keep_to_the_bound_of_bytes_and_outlast_newer_ones() -> 
     table = ExecutionTable(CacheLimits(size=3_000))
     for task_id in "abcd":
         run(table, task_id, size=500, returned=True)
-    assert table.size == 3_000
+    assert table.cache.size == 3_000
     assert [holds(table, task_id) for task_id in "abcd"] == [True, True, True, False]
 
 
@@ -237,7 +238,7 @@ def test_returned_states_keep_to_the_bound_of_age() -> None:
     table = ExecutionTable(CacheLimits(age=10.0))
     run(table, returned=True)
     table.expire(10.0)
-    assert (table.cached, table.size) == (0, 0)
+    assert (len(table.cache), table.cache.size) == (0, 0)
 
 
 class ExecutionMachine(RuleBasedStateMachine):
@@ -279,7 +280,7 @@ class ExecutionMachine(RuleBasedStateMachine):
         assert execution.delivery == self.deliveries
         self.running[key] = execution
         if verdict is Verdict.ANSWERED:
-            assert execution.terminal is self.answers[key][0]
+            assert execution.terminal == self.answers[key][0]
             assert reply_to == self.answers[key][1]
             self.answered += 1
         else:
@@ -341,19 +342,19 @@ class ExecutionMachine(RuleBasedStateMachine):
     @rule()
     def expire_at_the_next_deadline(self) -> None:
         """It has something to do then, or nothing is held that could expire."""
-        held = self.table.cached
+        held = len(self.table.cache)
         self.now = max(self.now, self.table.next_deadline(self.now))
         expired = self.table.expire(self.now)
-        assert expired or self.table.cached < held or held == 0
+        assert expired or len(self.table.cache) < held or held == 0
 
     @invariant()
     def an_attempt_runs_again_only_after_its_entry_was_evicted(self) -> None:
-        assert self.run_again <= self.table.evicted
+        assert self.run_again <= self.table.cache.evicted
 
     @invariant()
     def the_cache_keeps_to_its_bytes(self) -> None:
-        assert self.table.size <= self.limits.size
-        assert self.table.size >= self.table.cached * OVERHEAD
+        assert self.table.cache.size <= self.limits.size
+        assert self.table.cache.size >= len(self.table.cache) * OVERHEAD
 
     @invariant()
     def the_table_holds_what_runs(self) -> None:
@@ -372,7 +373,7 @@ class ExecutionMachine(RuleBasedStateMachine):
                 self.table.abandon(execution)
         self.table.expire(self.now + self.limits.age)
         assert self.table.running == {}
-        assert (self.table.cached, self.table.size) == (0, 0)
+        assert (len(self.table.cache), self.table.cache.size) == (0, 0)
 
 
 TestExecutions = ExecutionMachine.TestCase

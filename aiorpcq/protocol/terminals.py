@@ -1,0 +1,119 @@
+"""The worker's cache of terminal states: what answers a request that comes again, and a caller that reconnects."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+from .messages import StateMessage
+
+__all__ = ["AttemptKey", "CacheLimits", "TerminalCache"]
+
+AttemptKey = tuple[str, int]
+"""Task id and attempt."""
+
+_ENTRY_OVERHEAD: Final = 500
+"""Bytes that a cached terminal state costs besides its body, rounded up from tracemalloc."""
+
+_EVICTION_DELAY: Final = 1.0
+"""Seconds past their age that cached states may stay, so that they go in numbers and not one by one."""
+
+# Name, body, content type, content encoding, sequence, reply queue, since when: a tuple of plain values, which the
+# garbage collector does not visit. A full cache of objects is in its way at every call.
+_Entry = tuple[str, bytes, str, str | None, int, str | None, float]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLimits:
+    """Bounds of the cache of terminal states: bytes (with 500 for each state), and seconds."""
+
+    size: int = 64 * 1024 * 1024
+    age: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name in ("size", "age"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"cache.{name}: {getattr(self, name)!r} is not above 0")
+
+
+class TerminalCache:
+    """Terminal states by task id and attempt, oldest first.
+
+    States whose caller is gone (`mark_returned`) are evicted after all others: a caller that reconnects asks for those.
+    *size* is in bytes as the bound counts them; *evicted* only grows.
+    """
+
+    __slots__ = ("_delivered", "_limits", "_returned", "evicted", "size")
+
+    def __init__(self, limits: CacheLimits) -> None:
+        self._limits = limits
+        self._delivered: OrderedDict[AttemptKey, _Entry] = OrderedDict()
+        self._returned: OrderedDict[AttemptKey, _Entry] = OrderedDict()
+        self.size = 0
+        self.evicted = 0
+
+    def __len__(self) -> int:
+        return len(self._delivered) + len(self._returned)
+
+    def __contains__(self, key: AttemptKey) -> bool:
+        return key in self._delivered or key in self._returned
+
+    def put(self, key: AttemptKey, message: StateMessage, reply_to: str | None, now: float) -> None:
+        """Enter a terminal state; one that is there already must have been discarded."""
+        self._delivered[key] = (
+            message.name,
+            message.body,
+            message.content_type,
+            message.content_encoding,
+            message.sequence,
+            reply_to,
+            now,
+        )
+        self.size += len(message.body) + _ENTRY_OVERHEAD
+        if self.size > self._limits.size:
+            self.evict(now)
+
+    def get(self, key: AttemptKey, reply_to: str | None) -> StateMessage | None:
+        """Return the terminal state that was entered for a caller's reply queue."""
+        entry = self._delivered.get(key)
+        if entry is None:
+            if not self._returned:
+                return None
+            entry = self._returned.get(key)
+        if entry is None or entry[5] != reply_to:
+            return None
+        name, body, content_type, content_encoding, sequence, _, _ = entry
+        return StateMessage(key[0], name, body, content_type, content_encoding, key[1], sequence)
+
+    def discard(self, key: AttemptKey) -> None:
+        """Remove an entry: its place is taken by another caller's task of the same id."""
+        entry = self._delivered.pop(key, None) or self._returned.pop(key, None)
+        if entry is not None:
+            self.size -= len(entry[1]) + _ENTRY_OVERHEAD
+
+    def mark_returned(self, key: AttemptKey) -> None:
+        """Keep an entry longer than others: its caller was not there."""
+        entry = self._delivered.pop(key, None)
+        if entry is not None:
+            self._returned[key] = entry
+
+    def next_expiry(self, now: float) -> float:
+        """Return when the oldest entry is past its age by a second; as if entered now where there is none."""
+        oldest = now
+        for entries in (self._delivered, self._returned):
+            if entries:
+                oldest = min(oldest, next(iter(entries.values()))[6])
+        return oldest + self._limits.age + _EVICTION_DELAY
+
+    def evict(self, now: float) -> None:
+        """Drop what is too old or too much."""
+        limits = self._limits
+        for entries in (self._delivered, self._returned):
+            while entries:
+                key, entry = next(iter(entries.items()))
+                if self.size <= limits.size and entry[6] + limits.age > now:
+                    break
+                del entries[key]
+                self.size -= len(entry[1]) + _ENTRY_OVERHEAD
+                self.evicted += 1
