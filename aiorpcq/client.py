@@ -24,7 +24,7 @@ from .session import Session
 from .task import Overflow, StateStream, Task, next_change, value_of
 from .threads import ThreadBridge
 from .transports.base import Link
-from .transports.registry import check_max_size
+from .transports.registry import check_max_size, check_url
 
 __all__ = ["Client"]
 
@@ -70,6 +70,7 @@ class Client:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{option}: {value!r} is not a positive integer")
         check_max_size(max_size)
+        check_url(url)
         self._options = CallOptions(timeout=timeout)
         self._session = Session(
             RouterOptions(url, Names(prefix), max_size, out_of_band or OutOfBandLimits()),

@@ -108,6 +108,11 @@ class Session:
         if self.loop is not None and self._forks != _forks:
             raise UsageError("the client was opened before a fork; open one in this process")
 
+    def mark_read(self, task_id: str) -> None:
+        """Say that somebody has seen how the task ended: what is parked of it is no loss when it is evicted."""
+        if self._router is not None:
+            self._router.table.out_of_band.read(task_id)
+
     def route(self, method: str) -> tuple[str, str]:
         """Return routing key and method name for what a caller named; at most 10,000 are remembered.
 

@@ -94,6 +94,7 @@ class Task:
                         await next_change(call)
             except TimeoutError:
                 raise DeadlineExceeded(f"no terminal state within {timeout:g} s", task_id=call.task_id) from None
+        self._session.mark_read(call.task_id)
         return value_of(self._session, call)
 
     def __await__(self) -> Generator[Any, None, Any]:

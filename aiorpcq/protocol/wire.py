@@ -44,6 +44,8 @@ _STATES: Final = "states"
 _VERSION: Final = "wire-version"
 _WORKER_ID: Final = "worker-id"
 _METADATA_DEPTH_LIMIT: Final = 16
+_METADATA_SIZE_LIMIT: Final = 64 * 1024
+_FIELD_SIZE: Final = 9  # type and value, or type and length
 _HEADER_NAME_LIMIT: Final = 128  # section 4.2.5.5 of the specification
 _NO_HEADERS: Final[Mapping[str, Any]] = {}
 
@@ -210,20 +212,22 @@ def return_reason(headers: Mapping[str, Any] | None) -> ReturnReason:
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> None:
-    """Raise `ValueError` where *metadata* cannot be sent in a header: AMQP's field types, nested at most 16 deep.
+    """Raise `ValueError` where *metadata* cannot be sent in a header.
 
-    They are None, bool, int of 64 bits, finite float, str, bytes, and lists, tuples and mappings with string keys
-    of those.
+    AMQP's field types are None, bool, int of 64 bits, finite float, str, bytes, and lists, tuples and mappings with
+    string keys of those; nested at most 16 deep, and at most 64 KiB in all, so that a header fits one frame.
     """
-    _check_field(metadata, 0)
+    if _check_field(metadata, 0) > _METADATA_SIZE_LIMIT:
+        raise ValueError(f"metadata: more than {_METADATA_SIZE_LIMIT} bytes")
 
 
-def _check_field(value: Any, depth: int) -> None:
+def _check_field(value: Any, depth: int) -> int:
+    """Return the bytes that *value* takes in a header, about; raise `ValueError` where it cannot be there."""
     kind = type(value)
     if depth > _METADATA_DEPTH_LIMIT:
         raise ValueError(f"metadata: nested more than {_METADATA_DEPTH_LIMIT} deep")
-    if value is None or kind in (bool, bytes):
-        return
+    if kind is bytes:
+        return _FIELD_SIZE + len(value)
     if kind is float:
         if not isfinite(value):  # RabbitMQ cannot read one in a header, and closes the connection (541, seen on 3.10)
             raise ValueError(f"metadata: {value!r} cannot be sent in a header")
@@ -231,23 +235,24 @@ def _check_field(value: Any, depth: int) -> None:
         if not -(2**63) <= value < 2**63:
             raise ValueError("metadata: an integer of more than 64 bits")
     elif kind is str:
-        _check_text(value)
+        return _FIELD_SIZE + _text_size(value)
     elif kind in (list, tuple):
-        for item in value:
-            _check_field(item, depth + 1)
+        return _FIELD_SIZE + sum(_check_field(item, depth + 1) for item in value)
     elif isinstance(value, Mapping):
+        size = _FIELD_SIZE
         for name, item in value.items():
-            if type(name) is not str or len(name.encode("utf-8", "replace")) > _HEADER_NAME_LIMIT:
+            if type(name) is not str or _text_size(name) > _HEADER_NAME_LIMIT:
                 raise ValueError(f"metadata: {name!r:.60} is not a string of at most {_HEADER_NAME_LIMIT} bytes")
-            _check_text(name)
-            _check_field(item, depth + 1)
-    else:
+            size += _text_size(name) + _check_field(item, depth + 1)
+        return size
+    elif value is not None and kind is not bool:
         raise ValueError(f"metadata: a {kind.__qualname__} cannot be sent in a header")
+    return _FIELD_SIZE
 
 
-def _check_text(text: str) -> None:
+def _text_size(text: str) -> int:
     try:
-        text.encode()
+        return len(text.encode())
     except UnicodeEncodeError:
         raise ValueError("metadata: text that is not encodable") from None
 

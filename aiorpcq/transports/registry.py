@@ -8,7 +8,7 @@ from .amqp import AMQPTransport
 from .base import Transport
 from .memory import MemoryTransport
 
-__all__ = ["check_max_size", "make_transport"]
+__all__ = ["check_max_size", "check_url", "make_transport"]
 
 _LEAST_SIZE: Final = 1024
 _MOST_SIZE: Final = 2**31
@@ -20,6 +20,11 @@ def check_max_size(max_size: int) -> None:
         raise ValueError(f"max_size: {max_size!r} is not an integer between {_LEAST_SIZE} and {_MOST_SIZE}")
 
 
+def check_url(url: str) -> None:
+    """Raise `ValueError` where `make_transport` would."""
+    make_transport(url, max_size=_LEAST_SIZE, name="")
+
+
 def make_transport(url: str, *, max_size: int, name: str) -> Transport:
     """Return the transport for *url*.
 
@@ -28,6 +33,8 @@ def make_transport(url: str, *, max_size: int, name: str) -> Transport:
     Raises:
         ValueError: no transport has that scheme, or the URL cannot be read; the text has no password.
     """
+    if not isinstance(url, str):
+        raise ValueError(f"url: a {type(url).__name__} is not a string")
     scheme, separator, _ = url.partition("://")
     if separator and scheme == "memory":
         return MemoryTransport(url, max_size=max_size)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aiorpcq import Context, Service
+from aiorpcq import Client, Context, Service
 
 from .parties import ClientFactory, WorkerFactory, calculator, eventually
 
@@ -283,3 +283,15 @@ async def test_a_registered_function_stays_callable() -> None:
         return value * 2
 
     assert await double(21) == 42
+
+
+async def test_metadata_too_large_for_a_header_is_a_value_error(client: ClientFactory) -> None:
+    caller = await client()
+    with pytest.raises(ValueError, match="metadata: more than 65536 bytes"):
+        caller.with_options(metadata={"trace": "x" * 70_000})
+
+
+async def test_a_broker_of_an_unknown_kind_is_a_value_error_that_names_no_password() -> None:
+    with pytest.raises(ValueError, match="url") as caught:
+        Client("kafka://user:secret@host/")
+    assert "secret" not in str(caught.value)
