@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any, Final
 
 from .messages import Request, StateMessage
-from .terminals import AttemptKey, CacheLimits, TerminalCache
+from .terminals import AttemptKey, CacheLimits, TerminalCache, attempt_key
 from .timers import DeadlineWheel
 
 __all__ = ["Execution", "ExecutionPhase", "ExecutionTable", "Verdict"]
@@ -74,7 +74,7 @@ class Execution:
         self.request = request
         self.task_id = request.task_id
         self.attempt = request.attempt
-        self.key = (request.task_id, request.attempt)
+        self.key = attempt_key(request.task_id, request.attempt)
         self.reply_to = request.reply_to
         self.delivery = delivery
         self.acknowledged = False
@@ -132,7 +132,7 @@ class ExecutionTable:
 
     def get(self, task_id: str, attempt: int) -> Execution | None:
         """Return the execution of an attempt that has not ended."""
-        return self.running.get((task_id, attempt))
+        return self.running.get(attempt_key(task_id, attempt))
 
     def answer(self, execution: Execution, terminal: StateMessage, now: float) -> None:
         """Enter the terminal state of *execution*, before it is published."""

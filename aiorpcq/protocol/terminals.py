@@ -8,20 +8,26 @@ from typing import Final
 
 from .messages import StateMessage
 
-__all__ = ["AttemptKey", "CacheLimits", "TerminalCache"]
+__all__ = ["AttemptKey", "CacheLimits", "TerminalCache", "attempt_key"]
 
-AttemptKey = tuple[str, int]
-"""Task id and attempt."""
+AttemptKey = str | tuple[str, int]
+"""Task id and attempt; the task id alone for the first, which nearly all are."""
 
 _ENTRY_OVERHEAD: Final = 500
 """Bytes that a cached terminal state costs besides its body, rounded up from tracemalloc."""
 
+_KEPT_ENVELOPES: Final = 1_000
+_TIME_STEP: Final = 0.05
+
 _EVICTION_DELAY: Final = 1.0
 """Seconds past their age that cached states may stay, so that they go in numbers and not one by one."""
 
-# Name, body, content type, content encoding, sequence, reply queue, since when: a tuple of plain values, which the
-# garbage collector does not visit. A full cache of objects is in its way at every call.
-_Entry = tuple[str, bytes, str, str | None, int, str | None, float]
+# Name, content type, content encoding, sequence, reply queue: the same for nearly all states of one caller, and shared.
+_Envelope = tuple[str, str, str | None, int, str | None]
+
+# Body, envelope, since when. A tuple of plain values, which the garbage collector does not visit, and as few objects as
+# will do: with 64 MiB of them in the way of every call, each costs as much as a message on its way through the lane.
+_Entry = tuple[bytes, _Envelope, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,11 @@ class CacheLimits:
                 raise ValueError(f"cache.{name}: {getattr(self, name)!r} is not above 0")
 
 
+def attempt_key(task_id: str, attempt: int) -> AttemptKey:
+    """Return the key of an attempt."""
+    return task_id if attempt == 1 else (task_id, attempt)
+
+
 class TerminalCache:
     """Terminal states by task id and attempt, oldest first.
 
@@ -44,12 +55,14 @@ class TerminalCache:
     *size* is in bytes as the bound counts them; *evicted* only grows.
     """
 
-    __slots__ = ("_delivered", "_limits", "_returned", "evicted", "size")
+    __slots__ = ("_delivered", "_envelopes", "_limits", "_now", "_returned", "evicted", "size")
 
     def __init__(self, limits: CacheLimits) -> None:
         self._limits = limits
         self._delivered: OrderedDict[AttemptKey, _Entry] = OrderedDict()
         self._returned: OrderedDict[AttemptKey, _Entry] = OrderedDict()
+        self._envelopes: dict[_Envelope, _Envelope] = {}
+        self._now = 0.0
         self.size = 0
         self.evicted = 0
 
@@ -61,15 +74,15 @@ class TerminalCache:
 
     def put(self, key: AttemptKey, message: StateMessage, reply_to: str | None, now: float) -> None:
         """Enter a terminal state; one that is there already must have been discarded."""
-        self._delivered[key] = (
-            message.name,
-            message.body,
-            message.content_type,
-            message.content_encoding,
-            message.sequence,
-            reply_to,
-            now,
-        )
+        envelope = (message.name, message.content_type, message.content_encoding, message.sequence, reply_to)
+        shared = self._envelopes.get(envelope)
+        if shared is None:
+            if len(self._envelopes) >= _KEPT_ENVELOPES:
+                self._envelopes.clear()
+            shared = self._envelopes[envelope] = envelope
+        if now - self._now > _TIME_STEP:
+            self._now = now
+        self._delivered[key] = (message.body, shared, self._now)
         self.size += len(message.body) + _ENTRY_OVERHEAD
         if self.size > self._limits.size:
             self.evict(now)
@@ -81,16 +94,19 @@ class TerminalCache:
             if not self._returned:
                 return None
             entry = self._returned.get(key)
-        if entry is None or entry[5] != reply_to:
+        if entry is None:
             return None
-        name, body, content_type, content_encoding, sequence, _, _ = entry
-        return StateMessage(key[0], name, body, content_type, content_encoding, key[1], sequence)
+        body, (name, content_type, content_encoding, sequence, sent_to), _ = entry
+        if sent_to != reply_to:
+            return None
+        task_id, attempt = (key, 1) if isinstance(key, str) else key
+        return StateMessage(task_id, name, body, content_type, content_encoding, attempt, sequence)
 
     def discard(self, key: AttemptKey) -> None:
         """Remove an entry: its place is taken by another caller's task of the same id."""
         entry = self._delivered.pop(key, None) or self._returned.pop(key, None)
         if entry is not None:
-            self.size -= len(entry[1]) + _ENTRY_OVERHEAD
+            self.size -= len(entry[0]) + _ENTRY_OVERHEAD
 
     def mark_returned(self, key: AttemptKey) -> None:
         """Keep an entry longer than others: its caller was not there."""
@@ -103,7 +119,7 @@ class TerminalCache:
         oldest = now
         for entries in (self._delivered, self._returned):
             if entries:
-                oldest = min(oldest, next(iter(entries.values()))[6])
+                oldest = min(oldest, next(iter(entries.values()))[2])
         return oldest + self._limits.age + _EVICTION_DELAY
 
     def evict(self, now: float) -> None:
@@ -112,8 +128,8 @@ class TerminalCache:
         for entries in (self._delivered, self._returned):
             while entries:
                 key, entry = next(iter(entries.items()))
-                if self.size <= limits.size and entry[6] + limits.age > now:
+                if self.size <= limits.size and entry[2] + limits.age > now:
                     break
                 del entries[key]
-                self.size -= len(entry[1]) + _ENTRY_OVERHEAD
+                self.size -= len(entry[0]) + _ENTRY_OVERHEAD
                 self.evicted += 1
