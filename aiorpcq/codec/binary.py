@@ -8,7 +8,8 @@ from typing import Any, Final, TypeVar
 
 import msgpack  # type: ignore[import-untyped]  # it ships no annotations
 
-from ..errors import CodecError
+from ..errors import CodecError, PayloadTooLarge
+from .contents import check_msgpack
 from .errors import decode_error, encode_error, type_name
 from .extensions import CONTAINERS, NATIVE, SCALARS, USER_CODES, Extension
 
@@ -115,6 +116,7 @@ class MsgpackCodec:
         """Read what `encode` wrote.
 
         Raises:
+            PayloadTooLarge: *body* holds more than 500,000 lists, dicts and extended values, or 4,000,000 values.
             CodecError: *body* is anything else.
         """
         try:
@@ -122,7 +124,7 @@ class MsgpackCodec:
                 # Given by name here: a partial of it takes twice the time, measured.
                 return _unpackb(body, ext_hook=self._hook, strict_map_key=False)
             return self._unpack_with_care(body)
-        except CodecError:
+        except (CodecError, PayloadTooLarge):
             raise
         except Exception as error:
             raise decode_error(error) from error
@@ -135,6 +137,8 @@ class MsgpackCodec:
 
     def _unpack_with_care(self, body: bytes) -> Any:
         _scan(body)
+        if self._depth == 0:  # what is inside was counted with what is around it
+            check_msgpack(body)
         if self._depth <= _SHALLOW:
             return _unpackb(body, ext_hook=self._hook, strict_map_key=False)
         # unpackb keeps 40 KiB of state on the C stack, an Unpacker keeps it on the heap.

@@ -103,6 +103,8 @@ def _dump_timedelta(value: timedelta) -> bytes:
 
 
 def _load_timedelta(payload: bytes) -> timedelta:
+    if len(payload) > _THREE_INTS:
+        raise ValueError("not three ints")
     days, seconds, microseconds = msgpack.unpackb(payload)
     if not type(days) is type(seconds) is type(microseconds) is int:
         raise ValueError("not three ints")
@@ -133,6 +135,7 @@ def _load_complex(payload: bytes) -> complex:
     return complex(*_COMPLEX.unpack(payload))
 
 
+_THREE_INTS: Final = 1 + 3 * 9  # bytes they take at most: the payload is unpacked without a look at what it declares
 _COMPLEX: Final = struct.Struct(">dd")
 _STRICT: Final = Context(traps=[InvalidOperation])  # whatever the caller's context, what is no number raises
 _TINY_OFFSET: Final = re.compile(r"([+-])00:00:00\.([0-9]{6})$")

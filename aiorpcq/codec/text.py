@@ -7,7 +7,8 @@ import math
 from functools import partial
 from typing import Any, Final
 
-from ..errors import CodecError
+from ..errors import CodecError, PayloadTooLarge
+from .contents import check_json
 from .errors import decode_error, encode_error, type_name
 
 __all__ = ["JsonCodec"]
@@ -42,13 +43,17 @@ class JsonCodec:
         """Read a JSON text.
 
         Raises:
+            PayloadTooLarge: *body* holds more than 500,000 lists and dicts, or 4,000,000 values.
             CodecError: *body* is anything else.
         """
         try:
+            check_json(body)
             text = body.decode()
             value = json.loads(text, parse_constant=_finite, parse_float=_finite)
             if "\\ud" in text or "\\uD" in text:  # an escaped lone surrogate is no text, and could not be sent on
                 _dump_json(value).encode()
+        except PayloadTooLarge:
+            raise
         except Exception as error:
             raise decode_error(error) from error
         return value

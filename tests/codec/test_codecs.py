@@ -94,18 +94,18 @@ def test_what_a_users_codec_raises_is_a_codec_error() -> None:
 
 
 def test_a_body_over_the_limit_is_not_encoded() -> None:
-    with pytest.raises(PayloadTooLarge, match="1003 bytes is larger than the limit of 1000"):
-        Codecs(max_size=1000).encode(bytes(1000))
+    with pytest.raises(PayloadTooLarge, match="2003 bytes is larger than the limit of 2000"):
+        Codecs(max_size=2000).encode(bytes(2000))
 
 
 def test_a_body_at_the_limit_passes_both_ways() -> None:
-    codecs = Codecs(max_size=1003)
-    assert codecs.decode(*codecs.encode(bytes(1000))) == bytes(1000)
+    codecs = Codecs(max_size=2003)
+    assert codecs.decode(*codecs.encode(bytes(2000))) == bytes(2000)
 
 
 def test_a_body_over_the_limit_is_not_decoded() -> None:
-    with pytest.raises(PayloadTooLarge, match="1003 bytes is larger than the limit of 1000"):
-        Codecs(max_size=1000).decode(MsgpackCodec().encode(bytes(1000)), MSGPACK, None)
+    with pytest.raises(PayloadTooLarge, match="2003 bytes is larger than the limit of 2000"):
+        Codecs(max_size=2000).decode(MsgpackCodec().encode(bytes(2000)), MSGPACK, None)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,7 @@ def test_a_body_over_the_limit_is_not_decoded() -> None:
         ("compress_above", -1),
         ("compress_above", 1.5),
         ("max_size", 0),
+        ("max_size", 1023),
         ("max_size", True),
         ("max_decompressed", 0),
         ("max_decompressed", None),
@@ -127,8 +128,12 @@ def test_a_body_over_the_limit_is_not_decoded() -> None:
     ],
 )
 def test_a_bad_option_is_named(option: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{option} "):
+    with pytest.raises(ValueError, match=f"^{option}[: ]"):
         Codecs(**{option: value})
+
+
+def test_the_least_limit_is_what_an_error_reply_needs() -> None:
+    assert Codecs(max_size=1024).max_size == 1024
 
 
 def test_a_codec_with_a_content_type_in_upper_case_is_refused() -> None:

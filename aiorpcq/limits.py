@@ -1,0 +1,31 @@
+"""Bounds that several modules share, and the check that an option keeps within its own."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["DEFAULT_MAX_SIZE", "EVICTION_DELAY", "STATE_OVERHEAD", "check_integer", "check_max_size"]
+
+DEFAULT_MAX_SIZE: Final = 8 * 1024 * 1024
+"""Bytes that a body may have where nothing else is said."""
+
+STATE_OVERHEAD: Final = 500
+"""Bytes that a held state costs besides its body, rounded up from tracemalloc."""
+
+EVICTION_DELAY: Final = 1.0
+"""Seconds past their age that held states may stay, so that they go in numbers and not one by one."""
+
+_LEAST_SIZE: Final = 1024  # an error reply must fit
+_MOST_SIZE: Final = 2**31
+
+
+def check_integer(value: int, option: str, least: int, most: int) -> int:
+    """Return *value* as it was given, or raise `ValueError` naming *option*."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{option}: {value!r} is not an integer between {least} and {most}")
+    return value
+
+
+def check_max_size(value: int) -> int:
+    """Return the size limit as it was given, or raise `ValueError` where it cannot bound a message."""
+    return check_integer(value, "max_size", _LEAST_SIZE, _MOST_SIZE)
