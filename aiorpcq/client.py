@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 from .codec import Codecs
 from .deadline import RETURN_GRACE, current_lineage
 from .errors import DeadlineExceeded, Overloaded, UnknownTask, UsageError
+from .limits import DEFAULT_MAX_SIZE, check_integer, check_max_size
 from .options import CallOptions
 from .protocol.calls import Backlog, Call, Phase, Sending
 from .protocol.failures import ExceptionRegistry
@@ -24,9 +25,11 @@ from .session import Session
 from .task import Overflow, StateStream, Task, next_change, value_of
 from .threads import ThreadBridge
 from .transports.base import Link
-from .transports.registry import check_max_size, check_url
+from .transports.registry import check_url
 
 __all__ = ["Client"]
+
+_MOST: Final = 2**31
 
 _SENT: Final = Sending.SENT  # a global: in Python 3.11 a member costs four times as much to look up on its class
 
@@ -43,7 +46,8 @@ class Client:
         timeout: default of `CallOptions.timeout`, in seconds.
         codecs: how arguments are encoded and values decoded; msgpack, accepting JSON too, by default.
         errors: exception classes of methods that are to be raised as themselves; see `ExceptionRegistry`.
-        max_pending: how many calls may be unsettled at once; one more is `Overloaded`.
+        max_pending: how many calls may be unsettled at once on the connection, those of other clients that share it
+            included; one more is `Overloaded`.
         backlog: how many states of one task are kept for its readers.
         max_size: bytes a body may have, encoded.
         out_of_band: bounds of the buffer for states of tasks that nobody awaits.
@@ -62,13 +66,12 @@ class Client:
         errors: Iterable[type[Exception]] = (),
         max_pending: int = 200_000,
         backlog: int = 1_000,
-        max_size: int = 8 * 1024 * 1024,
+        max_size: int = DEFAULT_MAX_SIZE,
         out_of_band: OutOfBandLimits | None = None,
         prefix: str = "rpc",
     ) -> None:
-        for option, value in (("max_pending", max_pending), ("backlog", backlog)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{option}: {value!r} is not a positive integer")
+        check_integer(max_pending, "max_pending", 1, _MOST)
+        check_integer(backlog, "backlog", 1, _MOST)
         check_max_size(max_size)
         check_url(url)
         self._options = CallOptions(timeout=timeout)
@@ -148,6 +151,7 @@ class Client:
         """
         session = self._session
         router = session.router()
+        route = session.route(method)
         body = session.codecs.encode([list(args), kwargs])
         call = self._new_call(router, None)
         waiter = call.waiter
@@ -156,7 +160,7 @@ class Client:
             if link is None or not link.writable:
                 link = await router.wait_writable(call)
             if link is not None:
-                self._publish(router, link, call, method, body, router.reply_to)
+                self._publish(router, link, call, route, body, router.reply_to)
             await waiter
         except BaseException:
             router.table.abandon(call)
@@ -171,14 +175,16 @@ class Client:
         """
         session = self._session
         router = session.router()
+        route = session.route(method)
         body = session.codecs.encode([list(args), kwargs])
         call = self._new_call(router, Backlog(session.backlog))
         try:
-            await self._send(router, call, method, body, expects_reply=True)
+            await self._send(router, call, route, body, expects_reply=True)
         except BaseException:
             router.table.abandon(call)
             raise
         if call.error is not None:
+            router.forget(call.task_id)  # nobody got its id
             raise call.error
         return Task(session, call)
 
@@ -196,10 +202,11 @@ class Client:
             PayloadTooLarge: the arguments are larger than `max_size`.
         """
         router = self._session.router()
+        route = self._session.route(method)
         body = self._session.codecs.encode([list(args), kwargs])
         call = self._new_call(router, None)
         try:
-            await self._send(router, call, method, body, expects_reply=False)
+            await self._send(router, call, route, body, expects_reply=False)
         finally:
             router.table.abandon(call)
         if call.error is not None:
@@ -247,12 +254,20 @@ class Client:
         call = router.table.pending.get(task_id)
         if call is None:
             self._check_known(router, task_id)
+            self._check_room(router)
             foreign = not router.ids.made(task_id)
             call = Call(task_id, session, self._deadline(router.now()), Backlog(session.backlog), foreign)
             router.attach(call)
         elif call.backlog is None:
             raise UsageError("the states of this call were not asked for; use submit", task_id=task_id)
         return call
+
+    def _check_room(self, router: ReplyRouter) -> None:
+        limit = self._session.max_pending
+        if len(router.table.pending) >= limit:
+            raise Overloaded(
+                f"{len(router.table.pending)} calls are pending on this connection, max_pending is {limit}"
+            )
 
     def _check_known(self, router: ReplyRouter, task_id: str) -> None:
         if router.table.is_gone(task_id):
@@ -269,8 +284,7 @@ class Client:
     def _new_call(self, router: ReplyRouter, backlog: Backlog | None) -> Call:
         """Register a call; from here on it is settled at its deadline at the latest."""
         session = self._session
-        if len(router.table.pending) >= session.max_pending:
-            raise Overloaded(f"{session.max_pending} calls are pending, which is max_pending")
+        self._check_room(router)
         now = router.now()
         deadline = self._deadline(now)
         task_id = self._options.task_id
@@ -284,14 +298,20 @@ class Client:
         return call
 
     async def _send(
-        self, router: ReplyRouter, call: Call, method: str, body: tuple[bytes, str, str | None], *, expects_reply: bool
+        self,
+        router: ReplyRouter,
+        call: Call,
+        route: tuple[str, str],
+        body: tuple[bytes, str, str | None],
+        *,
+        expects_reply: bool,
     ) -> None:
         """Publish the request of *call* and wait until the broker has it, or *call* is settled."""
         link = router.link
         if link is None or not link.writable:
             link = await router.wait_writable(call)
         if link is not None:
-            self._publish(router, link, call, method, body, router.reply_to if expects_reply else None)
+            self._publish(router, link, call, route, body, router.reply_to if expects_reply else None)
         while call.phase is Phase.PENDING and call.sending is not Sending.CONFIRMED:
             await next_change(call)
 
@@ -300,13 +320,13 @@ class Client:
         router: ReplyRouter,
         link: Link,
         call: Call,
-        method: str,
+        route: tuple[str, str],
         body: tuple[bytes, str, str | None],
         reply_to: str | None,
     ) -> None:
         """Publish the request of *call* on *link*."""
         options, session = self._options, self._session
-        routing_key, name = session.route(method)
+        routing_key, name = route
         data, content_type, content_encoding = body
         deadline = expiration = None
         if call.deadline is not None and reply_to is not None:

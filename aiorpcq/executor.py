@@ -13,6 +13,7 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from functools import partial
 from typing import Any, Final
 
@@ -38,14 +39,31 @@ from .service import Context, DeliveryMode, Method
 from .states import RECEIVED, STARTED
 from .transports.base import Delivery
 
-__all__ = ["Executor"]
+__all__ = ["Executor", "Places"]
 
 logger = logging.getLogger("aiorpcq.worker")
 
 _OWN_PACKAGES: Final = frozenset({__name__.partition(".")[0], "anyio", "asyncio"})
 """Whose frames at the top of a traceback tell the caller nothing."""
 
-_RUN: Final = Verdict.RUN  # a global: in Python 3.11 a member costs four times as much to look up on its class
+# Globals for the hot path: in Python 3.11 a member costs four times as much to look up on its class.
+_RUN: Final = Verdict.RUN
+_RUNNING: Final = ExecutionPhase.RUNNING
+
+
+class Places:
+    """The places of one service: its methods, how many more requests may run, and which wait for a place.
+
+    The prefetch lets no more be delivered than may run, except where a request was acknowledged before its run or is
+    answered while its method goes on. So *waiting* is bounded by the prefetch.
+    """
+
+    __slots__ = ("free", "methods", "waiting")
+
+    def __init__(self, methods: dict[str, Method], concurrency: int) -> None:
+        self.methods = methods
+        self.free = concurrency
+        self.waiting: deque[tuple[Execution, Method]] = deque()
 
 
 class Executor:
@@ -81,20 +99,32 @@ class Executor:
         self.draining = False
         self.started = self.expired = self.rejected = 0
 
+    def drain(self) -> None:
+        """Begin nothing more: what waits for a place goes back to its queue, and so does what is still delivered."""
+        self.draining = True
+        for execution in list(self._table.running.values()):
+            if execution.task is None and execution.phase is ExecutionPhase.RUNNING:
+                self._hand_back(execution)
+
     def cancel_runs(self) -> None:
         """Cancel every run; its request goes back to its queue, or is answered where it was acknowledged already."""
         for execution in list(self._table.running.values()):
             if execution.phase is ExecutionPhase.RUNNING and execution.task is not None:
                 execution.phase = ExecutionPhase.STOPPING
-                execution.task.cancel()
+                self._cancel(execution)
+
+    def _cancel(self, execution: Execution) -> None:
+        """Cancel a run; one that has not had its first step ends there by itself, since it could not clean up."""
+        if execution.begun:
+            execution.task.cancel()
 
     def close(self) -> None:
         """Stop the timer; to be called when nothing runs any more."""
         if self._timer is not None:
             self._timer.cancel()
 
-    def on_delivery(self, methods: dict[str, Method], delivery: Delivery) -> None:
-        """Decide about one delivery, and start its run."""
+    def on_delivery(self, places: Places, delivery: Delivery) -> None:
+        """Decide about one delivery, and start its run as soon as its service has a place."""
         if self.draining:
             delivery.nack(requeue=True)
             return
@@ -103,7 +133,7 @@ class Executor:
         except MalformedMessage as error:
             self._refuse_malformed(delivery, error)
             return
-        method = methods.get(request.method)
+        method = places.methods.get(request.method)
         loop = self._loop
         now = loop.time()
         deadline = run_deadline(request.expiration, request.deadline, now, time.time())
@@ -121,11 +151,36 @@ class Executor:
         if method is None:
             publisher.refuse(execution, MethodNotFound(f"the service has no method {request.method!r}"))
             return
+        if deadline is not None and deadline < now:
+            text = "the deadline was past before the run"
+            publisher.refuse(execution, DeadlineExceeded(text, maybe_executed=False))
+            return
         if self._timer is None or (deadline is not None and deadline < self._timer_at):
             self._schedule(now)
+        if places.free > 0:
+            self._start(places, execution, method)
+        else:
+            places.waiting.append((execution, method))
+
+    def _start(self, places: Places, execution: Execution, method: Method) -> None:
+        places.free -= 1
         self.started += 1
-        task = execution.task = loop.create_task(self._execute(execution, method))
-        self.tasks.add(task)
+        task = execution.task = self._loop.create_task(self._execute(places, execution, method))
+        if not task.done():  # where the loop's tasks start eagerly it may have ended already
+            self.tasks.add(task)
+
+    def _end(self, places: Places, execution: Execution) -> None:
+        """Give the place of a run to the next that waits."""
+        self.tasks.discard(execution.task)
+        places.free += 1
+        while places.waiting and places.free > 0:
+            waiting, method = places.waiting.popleft()
+            if waiting.phase is ExecutionPhase.RUNNING:  # its deadline may have passed, or the worker drains
+                self._start(places, waiting, method)
+        if execution.phase in (ExecutionPhase.RUNNING, ExecutionPhase.STOPPING):
+            logger.error("task %s ended without an answer; its request is rejected", execution.task_id)
+            self._table.abandon(execution)
+            execution.delivery.nack(requeue=False)
 
     def _on_known(self, verdict: Verdict, execution: Execution, delivery: Delivery) -> None:
         """Handle a request that is running or has ended here already."""
@@ -134,19 +189,27 @@ class Executor:
         elif verdict is Verdict.ADOPTED:
             # On a link that is lost this does nothing; on this one the new delivery is now the one that counts.
             self._table.adopt(execution, delivery).ack()
+            if execution.acknowledged:
+                delivery.ack()
         else:
             self._publisher.reject(execution, Rejected("another caller's task of the same id runs here"))
 
-    async def _execute(self, execution: Execution, method: Method) -> None:
+    async def _execute(self, places: Places, execution: Execution, method: Method) -> None:
         """Run the method and publish what came of it; nothing it raises passes."""
         publisher = self._publisher
         try:
+            if execution.phase is not _RUNNING:
+                if execution.phase is ExecutionPhase.STOPPING:
+                    self._end_stopped(execution)
+                return
+            execution.begun = True
             request = execution.request
             if request.states:
                 publisher.announce(execution, RECEIVED, None)
             if (method.delivery or self._delivery) == "at_most_once":
                 execution.acknowledged = True
                 execution.delivery.ack()
+                await asyncio.sleep(0)  # the acknowledgement is on its way before the run can end the process
             arguments, named = self._bind(execution, method)
             task_id = request.task_id
             current_lineage.set(Lineage(execution.deadline, task_id, request.root_id or task_id))
@@ -162,23 +225,26 @@ class Executor:
             if isinstance(error, _Refused):
                 publisher.refuse(execution, error.error)
             else:
-                publisher.fail(execution, _without_own_frames(error))
-        except asyncio.CancelledError as error:
-            self._end_cancelled(execution, error)
+                self._fail(execution, error)
         except BaseException as error:  # SystemExit from a method must not end the worker
-            if execution.reply_to is None:
-                logger.exception("method %s failed, and its caller does not ask", method.name)
-            publisher.fail(execution, _without_own_frames(error))
+            self._fail(execution, error)
         else:
             publisher.succeed(execution, value)
         finally:
-            self.tasks.discard(execution.task)
+            self._end(places, execution)
+
+    def _fail(self, execution: Execution, error: BaseException) -> None:
+        """Answer what the method raised; a run that was told to stop raises for that reason, and is not answered."""
+        if execution.phase is ExecutionPhase.STOPPING:
+            self._end_stopped(execution)
+        else:
+            self._publisher.fail(execution, _without_own_frames(error))
 
     def _bind(self, execution: Execution, method: Method) -> tuple[list[Any], dict[str, Any]]:
         request = execution.request
         try:
             decoded = self._codecs.decode(request.body, request.content_type, request.content_encoding)
-            return method.bind(decoded, partial(self._context, execution))
+            return method.bind(decoded, partial(self._context, execution) if method.wants_context else None)
         except RPCError as error:
             raise _Refused(error) from error
 
@@ -230,15 +296,16 @@ class Executor:
         if execution.phase is ExecutionPhase.RUNNING:
             self._publisher.announce(execution, STARTED, self._identity)
 
-    def _end_cancelled(self, execution: Execution, error: asyncio.CancelledError) -> None:
-        """End a cancelled run: by the deadline, by the drain, or by its own doing."""
-        if execution.phase is not ExecutionPhase.STOPPING:
-            self._publisher.fail(execution, error)
-        elif execution.acknowledged:
+    def _end_stopped(self, execution: Execution) -> None:
+        """End a run that the drain has cancelled."""
+        if execution.acknowledged:
             self._publisher.refuse(execution, WorkerLost("the worker stopped before the run ended"))
         else:
-            self._table.abandon(execution)
-            execution.delivery.nack(requeue=True)
+            self._hand_back(execution)
+
+    def _hand_back(self, execution: Execution) -> None:
+        self._table.abandon(execution)
+        execution.delivery.nack(requeue=True)
 
     def _refuse_malformed(self, delivery: Delivery, error: MalformedMessage) -> None:
         """Answer what can be answered, and have the rest dead-lettered: to its caller, where it has a CC header."""
@@ -249,10 +316,11 @@ class Executor:
             verdict, execution = self._table.begin(request, delivery, None)
             if verdict is Verdict.RUN:
                 self._publisher.refuse(execution, UnsupportedVersion(str(error)))
-            elif verdict is Verdict.ANSWERED:
-                self._publisher.answer_again(execution)
+            else:
+                self._on_known(verdict, execution, delivery)
             return
-        logger.warning("a message on a service queue is no request: %s", error)
+        if self.rejected == 1:
+            logger.warning("a message on a service queue is no request (later ones are only counted): %s", error)
         if delivery.exchange:
             delivery.nack(requeue=False)
         else:
@@ -275,9 +343,8 @@ class Executor:
         now = self._loop.time()
         for execution in self._table.expire(now):
             self.expired += 1
-            self._publisher.refuse(execution, DeadlineExceeded("the run was stopped at its deadline"))
-            if execution.task is not None:
-                execution.task.cancel()
+            self._publisher.refuse(execution, _stopped(begun=execution.begun))
+            self._cancel(execution)
         if self._table.running or len(self._table.cache):
             self._schedule(now)
 
@@ -306,6 +373,11 @@ class _ExecutionStates:
     def remaining(self) -> float | None:
         deadline = self._execution.deadline
         return None if deadline is None else max(0.0, deadline - self._loop.time())
+
+
+def _stopped(*, begun: bool) -> DeadlineExceeded:
+    text = "the run was stopped at its deadline" if begun else "the deadline passed before the run"
+    return DeadlineExceeded(text, maybe_executed=begun)
 
 
 def _without_own_frames(error: BaseException) -> BaseException:

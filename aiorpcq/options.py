@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .deadline import check_timeout
+from .limits import check_integer
 from .protocol.wire import check_metadata
 
 __all__ = ["CallOptions"]
@@ -35,10 +36,8 @@ class CallOptions:
 
     def __post_init__(self) -> None:
         check_timeout(self.timeout)
-        if self.priority is not None and (
-            isinstance(self.priority, bool) or not isinstance(self.priority, int) or not 0 <= self.priority <= 255
-        ):
-            raise ValueError(f"priority: {self.priority!r} is not an integer between 0 and 255")
+        if self.priority is not None:
+            check_integer(self.priority, "priority", 0, 255)
         if self.metadata is not None and not isinstance(self.metadata, Mapping):
             raise ValueError(f"metadata: a {type(self.metadata).__name__} is not a mapping")
         if self.metadata is not None:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .codec import Codecs
-from .errors import CodecError, PayloadTooLarge, RPCError
+from .codec import Codecs, JsonCodec
+from .errors import CodecError, PayloadTooLarge, RemoteError, RPCError
 from .protocol.executions import Execution, ExecutionPhase, ExecutionTable
 from .protocol.failures import describe_error, describe_exception
 from .protocol.messages import Outcome, Publication, StateMessage
@@ -27,11 +27,13 @@ __all__ = ["PublisherStatistics", "ResultPublisher"]
 logger = logging.getLogger("aiorpcq.worker")
 
 _SHORT_TEXT: Final = 64
+_json: Final = JsonCodec()
 _ESSENTIAL: Final = frozenset({"error", "maybe_executed", "message", "module", "type"})
 
 # Globals for the hot path: in Python 3.11 a member costs four times as much to look up on its class.
 _RUNNING: Final = ExecutionPhase.RUNNING
 _CONFIRMED: Final = Outcome.CONFIRMED
+_UNANSWERED: Final = (ExecutionPhase.RUNNING, ExecutionPhase.STOPPING)  # a tuple: it compares by identity first
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,8 @@ class ResultPublisher:
             body = self._encode(value)
             if self.link is not None and not self.link.writable:
                 await self.link.wait_writable()
-            self._send_update(execution, name, body)
+            if execution.phase is _RUNNING:  # it may have been stopped meanwhile
+                self._send_update(execution, name, body)
 
     def announce(self, execution: Execution, name: str, value: Any) -> None:
         """Publish one of the worker's own states without waiting."""
@@ -120,7 +123,7 @@ class ResultPublisher:
 
     def succeed(self, execution: Execution, value: Any) -> None:
         """Publish SUCCESS with *value*, or the failure to encode it."""
-        if execution.phase is not _RUNNING:
+        if execution.phase not in _UNANSWERED:
             return
         if execution.reply_to is None:
             body, content_type, content_encoding = b"", "", None
@@ -137,21 +140,33 @@ class ResultPublisher:
     def fail(self, execution: Execution, exception: BaseException) -> None:
         """Publish FAILURE: the method raised *exception*."""
         if execution.phase is ExecutionPhase.RUNNING:
-            self._fail(execution, describe_exception(exception, self._can_encode))
+            try:
+                description = describe_exception(exception, self._can_encode)
+            except BaseException:  # whatever the exception's own class does when it is looked at
+                logger.warning("method %s raised what cannot be described", execution.request.method)
+                description = describe_error(RemoteError("the method raised what cannot be described"))
+            self._fail(execution, description)
 
     def refuse(self, execution: Execution, error: RPCError) -> None:
         """Publish FAILURE: *error* is the library's own."""
-        if execution.phase in (ExecutionPhase.RUNNING, ExecutionPhase.STOPPING):
+        if execution.phase in _UNANSWERED:
             self._fail(execution, describe_error(error))
 
     def reject(self, execution: Execution, error: RPCError) -> None:
-        """Publish FAILURE for a request that has no part in the table, and acknowledge it."""
+        """Publish FAILURE for a request that has no part in the table, and acknowledge it once that is confirmed."""
         self._failed += 1
-        if self.link is not None and execution.reply_to is not None:
-            body, content_type, content_encoding = self._encode(describe_error(error))
-            message = StateMessage(execution.task_id, FAILURE, body, content_type, content_encoding, execution.attempt)
-            self.link.publish(encode_state(message, execution.reply_to))
-        execution.delivery.ack()
+        link, delivery = self.link, execution.delivery
+        if link is None or execution.reply_to is None:
+            delivery.ack()
+            return
+        body = self._encode_failure(describe_error(error))
+        message = StateMessage(execution.task_id, FAILURE, *body, attempt=execution.attempt)
+
+        def settled(_: Publication, outcome: Outcome) -> None:
+            if outcome is not Outcome.LOST:
+                delivery.ack()
+
+        link.publish(encode_state(message, execution.reply_to, settled))
 
     def answer_again(self, execution: Execution) -> None:
         """Publish the cached terminal state of an attempt that was delivered again."""
@@ -174,17 +189,25 @@ class ResultPublisher:
 
     def _fail(self, execution: Execution, description: dict[str, Any]) -> None:
         self._failed += 1
-        try:
-            body = self._encode(description)
-        except (CodecError, PayloadTooLarge):
-            # Arguments or texts that are too much: the shortest that says it, which always fits.
-            short = {
-                name: value[:_SHORT_TEXT] if isinstance(value, str) else value
-                for name, value in description.items()
-                if name in _ESSENTIAL
-            }
-            body = self._codecs.encode(short)
-        self._answer(execution, FAILURE, *body)
+        if execution.reply_to is None:
+            # Nobody is told, so somebody should be able to find it.
+            kind, text = description.get("type", description["error"]), description["message"]
+            logger.warning("method %s failed in a cast: %s: %.200s", execution.request.method, kind, text)
+        self._answer(execution, FAILURE, *self._encode_failure(description))
+
+    def _encode_failure(self, description: dict[str, Any]) -> tuple[bytes, str, str | None]:
+        """Return *description* as it can be sent: whole, or what is essential, or that in JSON, which always can be."""
+        essential = {
+            name: value[:_SHORT_TEXT] if isinstance(value, str) else value
+            for name, value in description.items()
+            if name in _ESSENTIAL
+        }
+        for candidate in (description, essential):
+            try:
+                return self._encode(candidate)
+            except (CodecError, PayloadTooLarge):
+                continue
+        return _json.encode(essential), _json.content_type, None
 
     def _answer(
         self, execution: Execution, name: str, body: bytes, content_type: str, content_encoding: str | None
@@ -205,25 +228,35 @@ class ResultPublisher:
     def _publish(self, execution: Execution) -> None:
         """Publish the terminal state of *execution*; what follows is in `_settled`.
 
-        Of a request that was acknowledged before its run, nothing follows.
+        Of a request that was acknowledged before its run nothing follows, and nothing is confirmed.
         """
         terminal, reply_to = execution.terminal, execution.reply_to
         assert terminal is not None
         link = self.link
         if reply_to is None:
             self._finish(execution)
-        elif execution.acknowledged:
-            if link is not None:
-                link.publish(encode_state(terminal, reply_to))
-            self._table.end(execution)
-        elif link is None:
-            # Its request is redelivered by the broker, and gets the terminal state from the cache.
-            self._lost += 1
+        elif execution.acknowledged or link is None:
+            # Either nothing follows, or the broker delivers the request again and it gets the state from the cache.
+            if link is None:
+                self._lost += 1
+            else:
+                self._send(link, encode_state(terminal, reply_to))
             self._table.end(execution)
         else:
             publication = encode_state(terminal, reply_to, self._settled_callback)
-            self._unconfirmed[publication] = execution
+            if self._send(link, publication):
+                self._unconfirmed[publication] = execution
+            else:
+                self._finish(execution)
+
+    def _send(self, link: Link, publication: Publication) -> bool:
+        """Publish; return False where the state cannot be sent to its caller, and will never be."""
+        try:
             link.publish(publication)
+        except (ValueError, PayloadTooLarge) as error:
+            logger.error("task %s cannot be answered: %s", publication.properties.correlation_id, error)  # noqa: TRY400
+            return False
+        return True
 
     def _settled(self, publication: Publication, outcome: Outcome) -> None:
         execution = self._unconfirmed.pop(publication)

@@ -11,7 +11,6 @@ import logging
 import secrets
 from dataclasses import dataclass, field
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 from .errors import (
     ConnectionLost,
@@ -46,7 +45,7 @@ _PENDING: Final = Phase.PENDING
 _CONFIRMED: Final = Outcome.CONFIRMED
 _SENDING_CONFIRMED: Final = Sending.CONFIRMED
 
-_routers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[RouterOptions, ReplyRouter]] = WeakKeyDictionary()
+_routers: dict[tuple[asyncio.AbstractEventLoop, RouterOptions], ReplyRouter] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +124,11 @@ class ReplyRouter:
             ValueError: the URL cannot be read.
         """
         loop = asyncio.get_running_loop()
-        routers = _routers.setdefault(loop, {})
-        router = routers.get(options)
+        for key in [key for key in _routers if key[0].is_closed()]:  # its clients were never closed
+            del _routers[key]
+        router = _routers.get((loop, options))
         if router is None:
-            router = routers[options] = cls(options, loop)
+            router = _routers[loop, options] = cls(options, loop)
             router._starting = loop.create_task(router._supervisor.start(), name="aiorpcq client start")
         router._users += 1
         assert router._starting is not None
@@ -144,9 +144,8 @@ class ReplyRouter:
         self._users -= 1
         if self._users:
             return
-        routers = _routers.get(self._loop, {})
-        if routers.get(self._options) is self:
-            del routers[self._options]
+        if _routers.get((self._loop, self._options)) is self:
+            del _routers[self._loop, self._options]
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
         if self._starting is not None:
@@ -238,8 +237,19 @@ class ReplyRouter:
             wake(call)
 
     def close_calls(self, owner: object) -> None:
-        """Settle every call of *owner*: it closes."""
-        for call in [call for call in self.table.pending.values() if call.owner is owner]:
+        """Settle every call of *owner*: it closes. One that another client's stream follows goes over to that.
+
+        Its own streams of other clients' tasks are woken, and find that it is closed.
+        """
+        for call in [call for call in self.table.pending.values() if call.owner is owner or owner in call.readers]:
+            if call.owner is not owner:
+                wake(call)
+                continue
+            heirs = [reader for reader in call.readers if reader is not owner]
+            if heirs:
+                call.owner = heirs[0]
+                wake(call)
+                continue
             error = ConnectionLost("the client was closed", task_id=call.task_id, maybe_executed=call.maybe_executed)
             self.fail(call, error)
 

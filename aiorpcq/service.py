@@ -10,6 +10,7 @@ import anyio.from_thread
 
 from .deadline import check_timeout
 from .errors import InvalidArguments
+from .limits import check_integer
 from .protocol.topology import DEFAULT_SERVICE, check_method, check_service
 from .states import PENDING, PROGRESS, READY_STATES, RECEIVED, RETRY, STARTED
 
@@ -119,6 +120,7 @@ class Method:
         "_context_position",
         "_maximum",
         "_required",
+        "_shown",
         "_signature",
         "delivery",
         "function",
@@ -141,10 +143,16 @@ class Method:
         self._context_parameter, self._context_position = _find_context(name, function, signature)
         parameters = [p for p in signature.parameters.values() if p.name != self._context_parameter]
         self._signature = signature.replace(parameters=parameters)
+        self._shown = _without_values(parameters)
         self._required, self._maximum = _positional_bounds(parameters)
 
-    def bind(self, arguments: Any, context: Callable[[], Context]) -> tuple[list[Any], dict[str, Any]]:
-        """Return positional and keyword arguments to call the function with.
+    @property
+    def wants_context(self) -> bool:
+        """Whether the function has a parameter for its `Context`."""
+        return self._context_parameter is not None
+
+    def bind(self, arguments: Any, context: Callable[[], Context] | None) -> tuple[list[Any], dict[str, Any]]:
+        """Return positional and keyword arguments to call the function with; *context* makes what it may want.
 
         Raises:
             InvalidArguments: *arguments* do not fit the signature, or are no arguments.
@@ -162,8 +170,8 @@ class Method:
             try:
                 self._signature.bind(*positional, **named)
             except TypeError as error:
-                raise InvalidArguments(f"{self.name}{self._signature}: {error}") from None
-        if self._context_parameter is not None:
+                raise InvalidArguments(f"{self.name}{self._shown}: {error}") from None
+        if self._context_parameter is not None and context is not None:
             if self._context_parameter in named:
                 raise InvalidArguments(f"{self.name}: {self._context_parameter} is not the caller's to give")
             if self._context_position is None or self._context_position > len(positional):
@@ -219,9 +227,9 @@ class Service:
         if queue_type != "classic":
             self.queue_arguments["x-queue-type"] = queue_type
         if max_priority is not None:
-            self.queue_arguments["x-max-priority"] = _within(max_priority, "max_priority", 1, 255)
+            self.queue_arguments["x-max-priority"] = check_integer(max_priority, "max_priority", 1, 255)
         if max_length is not None:
-            self.queue_arguments["x-max-length"] = _within(max_length, "max_length", 1, 2**31)
+            self.queue_arguments["x-max-length"] = check_integer(max_length, "max_length", 1, 2**31)
         if overflow is not None:
             if overflow not in ("drop-head", "reject-publish"):
                 raise ValueError(f"overflow: {overflow!r} is neither drop-head nor reject-publish")
@@ -301,12 +309,6 @@ def check_delivery(delivery: DeliveryMode | None) -> DeliveryMode | None:
     return delivery
 
 
-def _within(value: int, option: str, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{option}: {value!r} is not an integer between {least} and {most}")
-    return value
-
-
 _CONTEXT_ANNOTATIONS: Final = (Context, Context | None, "Context", "Context | None")
 
 
@@ -334,6 +336,24 @@ def _find_context(
     if parameter.kind is parameter.POSITIONAL_ONLY and any(p.default is not p.empty for p in before):
         raise ValueError(f"method {name!r}: the parameter annotated Context is positional-only behind a default")
     return parameter.name, None if parameter.kind is parameter.KEYWORD_ONLY else position
+
+
+class _Elided:
+    def __repr__(self) -> str:
+        return "..."
+
+
+def _without_values(parameters: list[inspect.Parameter]) -> inspect.Signature:
+    """Return a signature to show to callers: neither annotations nor the values of defaults are their business."""
+    return inspect.Signature(
+        [
+            parameter.replace(
+                annotation=parameter.empty,
+                default=parameter.default if parameter.default is parameter.empty else _Elided(),
+            )
+            for parameter in parameters
+        ]
+    )
 
 
 def _positional_bounds(parameters: list[inspect.Parameter]) -> tuple[int, float]:

@@ -7,7 +7,7 @@ import os
 from typing import Final
 
 from .codec import Codecs
-from .errors import UsageError
+from .errors import ConnectFailed, UsageError
 from .protocol.failures import ExceptionRegistry
 from .protocol.topology import split_method
 from .router import ReplyRouter, RouterOptions
@@ -37,6 +37,7 @@ class Session:
         "_forks",
         "_opening",
         "_options",
+        "_releasing",
         "_router",
         "_routes",
         "backlog",
@@ -58,31 +59,45 @@ class Session:
         self.backlog = backlog
         self.loop: asyncio.AbstractEventLoop | None = None
         self._router: ReplyRouter | None = None
+        self._releasing: asyncio.Task[None] | None = None
         self._routes: dict[str, tuple[str, str]] = {}
         self._forks = 0
-        self._opening = False
+        self._opening: object | None = None
 
     def __repr__(self) -> str:
         return repr(self._router) if self._router is not None else "nothing: it is not open"
 
     async def open(self) -> None:
         """Connect on the running loop; see `Client.open`."""
-        if self._router is not None or self._opening:
+        if self._router is not None or self._opening is not None:
             raise UsageError("the client is open already")
-        self._opening = True
+        opening = self._opening = object()
         try:
-            self._router = await ReplyRouter.acquire(self._options)
+            router = await ReplyRouter.acquire(self._options)
+            if self._opening is not opening:
+                await router.release()
+                raise ConnectFailed("the client was closed while it was opened")
         finally:
-            self._opening = False
+            if self._opening is opening:
+                self._opening = None
+        self._router = router
         self.loop = asyncio.get_running_loop()
         self._forks = _forks
 
     async def close(self) -> None:
-        """Settle what is pending and give the router back. Idempotent."""
-        router, self._router = self._router, None
-        if router is not None and self._forks == _forks:
+        """Settle what is pending and give the router back, to the end even where the wait is cancelled. Idempotent.
+
+        An opening that is under way ends in `ConnectFailed`.
+        """
+        self._opening = None
+        if self._router is not None and self._forks == _forks:
+            router = self.router()
+            self._router = None
             router.close_calls(self)
-            await router.release()
+            self._releasing = asyncio.get_running_loop().create_task(router.release(), name="aiorpcq client close")
+        self._router = None
+        if self._releasing is not None and self._forks == _forks:
+            await asyncio.shield(self._releasing)
 
     def router(self) -> ReplyRouter:
         """Return the router.
@@ -107,6 +122,11 @@ class Session:
         """Raise `UsageError` in a process that was forked off after `open`."""
         if self.loop is not None and self._forks != _forks:
             raise UsageError("the client was opened before a fork; open one in this process")
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was opened and closed again."""
+        return self._router is None
 
     def mark_read(self, task_id: str) -> None:
         """Say that somebody has seen how the task ended: what is parked of it is no loss when it is evicted."""

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 from .deadline import check_timeout
-from .errors import BacklogLimitExceeded, DeadlineExceeded, RPCError, TaskRevoked, UnknownTask, UsageError
+from .errors import (
+    BacklogLimitExceeded,
+    ConnectionLost,
+    DeadlineExceeded,
+    RPCError,
+    TaskRevoked,
+    UnknownTask,
+    UsageError,
+)
 from .protocol.calls import Call, Phase
 from .protocol.failures import rebuild_error
 from .protocol.messages import StateMessage
@@ -92,6 +100,7 @@ class Task:
                 async with asyncio.timeout(timeout):
                     while call.phase is Phase.PENDING:
                         await next_change(call)
+                        self._check_open()
             except TimeoutError:
                 raise DeadlineExceeded(f"no terminal state within {timeout:g} s", task_id=call.task_id) from None
         self._session.mark_read(call.task_id)
@@ -103,6 +112,11 @@ class Task:
     def stream(self, *, overflow: Overflow = "fast_forward") -> StateStream:
         """Return every state of the task, those that came before included; see `Client.stream`."""
         return StateStream(self._session, lambda: self._call, overflow)
+
+    def _check_open(self) -> None:
+        """Raise where the client was closed, and the task is not settled since another one's stream follows it."""
+        if self._session.is_closed and not self.done:
+            raise _closed_error(self.id)
 
     def forget(self) -> None:
         """See `Client.forget`."""
@@ -116,11 +130,7 @@ def value_of(session: Session, call: Call) -> Any:
         if call.error is not None:
             raise call.error.with_traceback(None)  # it may be raised for many waiters
         raise UnknownTask("the task was forgotten", task_id=call.task_id)
-    try:
-        value = session.codecs.decode(terminal.body, terminal.content_type, terminal.content_encoding)
-    except RPCError as error:
-        error.task_id, error.maybe_executed = call.task_id, True
-        raise
+    value = _decode(session, terminal)
     if terminal.name == SUCCESS:
         return value
     raise _error_of(session, terminal, value)
@@ -162,13 +172,18 @@ class StateStream:
             message = self._take(call)
             if message is not None:
                 if is_terminal(message.name):
+                    self._session.mark_read(call.task_id)
                     await self.aclose()
                 return _state_of(self._session, message)
             if call.phase is not Phase.PENDING:
+                self._session.mark_read(call.task_id)
                 await self.aclose()
                 if call.terminal is None:
                     value_of(self._session, call)
                 raise StopAsyncIteration
+            if self._session.is_closed:
+                await self.aclose()
+                raise _closed_error(call.task_id)
             await next_change(call)
 
     async def aclose(self) -> None:
@@ -184,7 +199,7 @@ class StateStream:
             raise UsageError("the client was closed since")
         find, self._find = self._find, _closed
         call = self._call = find()
-        call.readers += 1
+        call.readers.append(self._session)
         if call.backlog is not None:
             self._position = call.backlog.dropped
         return call
@@ -206,9 +221,13 @@ class StateStream:
     def _leave(self) -> None:
         call, self._call, self._find = self._call, None, _closed
         if call is not None:
-            call.readers -= 1
+            call.readers.remove(self._session)
             if not call.readers:
                 self._router.leave(call)
+
+
+def _closed_error(task_id: str) -> ConnectionLost:
+    return ConnectionLost("the client was closed", task_id=task_id, maybe_executed=True)
 
 
 def _closed() -> Call:
@@ -230,10 +249,18 @@ async def next_change(call: Call) -> None:
 
 
 def _state_of(session: Session, message: StateMessage) -> State:
-    value = session.codecs.decode(message.body, message.content_type, message.content_encoding)
+    value = _decode(session, message)
     if message.name in (FAILURE, REVOKED):
         value = _error_of(session, message, value)
     return State(message.name, value, message.task_id, message.attempt, message.sequence, message.worker_id)
+
+
+def _decode(session: Session, message: StateMessage) -> Any:
+    try:
+        return session.codecs.decode(message.body, message.content_type, message.content_encoding)
+    except RPCError as error:
+        error.task_id, error.maybe_executed = message.task_id, True
+        raise
 
 
 def _error_of(session: Session, message: StateMessage, value: Any) -> RPCError:

@@ -18,20 +18,25 @@ from typing import Final, Self
 import anyio
 
 from .codec import Codecs
+from .deadline import check_timeout
 from .errors import RPCError, UsageError
-from .executor import Executor
+from .executor import Executor, Places
+from .limits import DEFAULT_MAX_SIZE, check_integer, check_max_size
 from .protocol.executions import ExecutionTable
 from .protocol.terminals import CacheLimits
 from .protocol.topology import Names
 from .publisher import PublisherStatistics, ResultPublisher
 from .service import DeliveryMode, Service, check_delivery
 from .transports.base import Link, Subscription
-from .transports.registry import check_max_size, make_transport
+from .transports.registry import make_transport
 from .transports.supervisor import Supervisor
 
 __all__ = ["Worker", "WorkerStatistics"]
 
 logger = logging.getLogger("aiorpcq.worker")
+
+_MOST_PREFETCH: Final = 65_535  # a short integer in Basic.Qos
+_MOST_THREADS: Final = 10_000
 
 _CANCEL_TIMEOUT: Final = 2.0
 """Seconds that a closing worker waits for the broker to stop delivering."""
@@ -99,19 +104,16 @@ class Worker:
         delivery: DeliveryMode = "at_least_once",
         codecs: Codecs | None = None,
         cache: CacheLimits | None = None,
-        max_size: int = 8 * 1024 * 1024,
+        max_size: int = DEFAULT_MAX_SIZE,
         grace: float = 30.0,
         prefix: str = "rpc",
     ) -> None:
-        for option, value, most in (
-            ("concurrency", concurrency, 65_535),
-            ("threads", threads, 10_000),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-                raise ValueError(f"{option}: {value!r} is not an integer between 1 and {most}")
+        check_integer(concurrency, "concurrency", 1, _MOST_PREFETCH)
+        check_integer(threads, "threads", 1, _MOST_THREADS)
         check_max_size(max_size)
-        if not grace >= 0:
-            raise ValueError(f"grace: {grace!r} is negative")
+        if grace is None:
+            raise ValueError("grace: None is not a number of seconds")
+        check_timeout(grace, "grace")
         self._services = _by_name(services)
         self._names = Names(prefix)
         self._concurrency = concurrency
@@ -144,12 +146,14 @@ class Worker:
                 logger.info("draining")
                 closing = asyncio.ensure_future(self.aclose())
                 hurry = asyncio.ensure_future(anext(aiter(signals)))
-                await asyncio.wait((closing, hurry), return_when=asyncio.FIRST_COMPLETED)
-                if not closing.done():
-                    self._started.executor.cancel_runs()
-                hurry.cancel()
-                await asyncio.gather(hurry, return_exceptions=True)
-                await closing
+                try:
+                    await asyncio.wait((closing, hurry), return_when=asyncio.FIRST_COMPLETED)
+                    if not closing.done():
+                        self._started.executor.cancel_runs()
+                    await closing
+                finally:
+                    hurry.cancel()
+                    await asyncio.gather(hurry, return_exceptions=True)
 
     async def start(self) -> None:
         """Connect, declare the services' queues and serve them.
@@ -173,8 +177,17 @@ class Worker:
             max_size=self._max_size,
         )
         supervisor = Supervisor(self._transport, self._setup, self._on_lost, logger)
-        self._parts = _Parts(publisher, executor, supervisor, confirmed)
-        await supervisor.start()
+        places = {name: Places(service.methods, self._concurrency) for name, service in self._services.items()}
+        self._parts = _Parts(publisher, executor, supervisor, confirmed, places)
+        try:
+            await supervisor.start()
+        except BaseException:
+            # One service may have been served already when another could not be.
+            executor.drain()
+            executor.cancel_runs()
+            await asyncio.gather(*executor.tasks, return_exceptions=True)
+            executor.close()
+            raise
         logger.info("worker %s serves %s", self.id, ", ".join(self._services))
 
     async def aclose(self) -> None:
@@ -228,7 +241,11 @@ class Worker:
         for service in self._services.values():
             queue = names.service_queue(service.name, service.queue_arguments)
             await link.declare(queue, names.binding(service.name))
-            on_delivery = partial(parts.executor.on_delivery, service.methods)
+        if parts.executor.draining:
+            return  # what runs may still be answered
+        for name, places in parts.places.items():
+            on_delivery = partial(parts.executor.on_delivery, places)
+            queue = names.service_queue(name)
             self._subscriptions.append(await link.consume(queue.name, on_delivery, prefetch=self._concurrency))
 
     def _on_lost(self, error: RPCError) -> None:
@@ -239,7 +256,7 @@ class Worker:
     async def _drain(self) -> None:
         parts = self._started
         executor = parts.executor
-        executor.draining = True
+        executor.drain()
         with contextlib.suppress(RPCError, TimeoutError):
             # A broker that has blocked us does not answer; what it still delivers goes back by itself.
             async with asyncio.timeout(_CANCEL_TIMEOUT):
@@ -263,12 +280,16 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What a started worker is made of; *confirmed* is set when no terminal state is unconfirmed."""
+    """What a started worker is made of; *confirmed* is set when no terminal state is unconfirmed.
+
+    *places* are those of its services, by name.
+    """
 
     publisher: ResultPublisher
     executor: Executor
     supervisor: Supervisor
     confirmed: asyncio.Event
+    places: dict[str, Places]
 
 
 def _by_name(services: Iterable[Service]) -> dict[str, Service]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 
 import hypothesis
 import pytest
@@ -22,6 +23,26 @@ _vhosts = (f"test-{number}" for number in itertools.count(1))
 
 # A task that was told to end in the test's last line still needs some turns of the loop.
 _TURNS_TO_END = 10
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Report a failure without the garbage collector.
+
+    It would log the tasks that the failure left, format their tracebacks, and parse source for them in the midst of
+    parsing source for the report; CPython 3.11 ends the whole run over that ("AST constructor recursion depth
+    mismatch").
+    """
+    if call.excinfo is None:
+        return (yield)
+    gc.collect()
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.fixture(scope="session")

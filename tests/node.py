@@ -180,8 +180,19 @@ class Node:
         self.start()
 
     def pause(self) -> None:
-        """Freeze the broker (SIGSTOP): connections stand and say nothing. `resume`, `stop` or `kill` ends it."""
+        """Freeze the broker (SIGSTOP): connections stand and say nothing. `resume`, `stop` or `kill` ends it.
+
+        On Linux it is frozen when this returns; elsewhere it soon is.
+
+        Raises:
+            NodeError: it went on for 30 seconds.
+        """
         os.kill(self.pid, signal.SIGSTOP)
+        deadline = time.monotonic() + _STOP_SECONDS
+        while not _is_frozen(self.pid):
+            if time.monotonic() > deadline:
+                raise NodeError(f"{self.name} did not freeze")
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """Let a frozen broker go on."""
@@ -493,6 +504,18 @@ def _epmd_program() -> str:
     for candidate in Path(erl).resolve().parent.parent.glob("erts-*/bin/epmd") if erl else ():
         return str(candidate)
     raise NodeError("no epmd on the PATH or beside erl: it comes with Erlang")
+
+
+def _is_frozen(pid: int) -> bool:
+    """Whether every thread of a process has stopped; told to, each does so when it next leaves the kernel."""
+    folder = Path(f"/proc/{pid}/task")
+    if not folder.exists():
+        return True  # not Linux
+    try:
+        states = [(thread / "stat").read_text().rpartition(")")[2].split()[0] for thread in folder.iterdir()]
+    except OSError:  # a thread that has ended meanwhile
+        return False
+    return set(states) <= {"T", "t"}
 
 
 def _free_ports(count: int) -> list[int]:

@@ -15,12 +15,12 @@ _PACKAGE = "aiorpcq"
 # What each layer stands on; it may import that, and what that stands on. A layer is a module or all of a package; "" is
 # the package's own __init__.
 _BELOW: dict[str, tuple[str, ...]] = {
-    "errors": (),
+    "limits": (),
+    "errors": ("limits",),
     "states": (),
     "deadline": ("errors", "states"),
-    "retry": ("errors", "states"),
     "codec": ("errors", "states"),
-    "protocol": ("deadline", "retry", "codec"),
+    "protocol": ("deadline", "codec"),
     "transports.base": ("protocol",),
     "transports.supervisor": ("transports.base",),
     "transports.memory": ("transports.supervisor",),
@@ -36,8 +36,7 @@ _BELOW: dict[str, tuple[str, ...]] = {
     "client": ("options", "threads"),
     "executor": ("publisher", "service"),
     "worker": ("executor", "transports.registry"),
-    "testing": ("client", "worker"),
-    "": ("testing",),
+    "": ("client", "worker"),
 }
 
 # Which layer alone may import these.

@@ -132,6 +132,19 @@ async def test_a_paused_node_says_nothing_until_it_is_resumed(private_node: Node
     await (await asyncio.wait_for(connect, _SOON)).close()
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc here")
+def test_a_paused_node_has_stopped_with_all_its_threads(private_node: Node) -> None:
+    private_node.eval("[spawn(fun() -> F = fun(G) -> G(G) end, F(F) end) || _ <- lists:seq(1, 4)]")  # it is busy
+    for _ in range(20):
+        private_node.pause()
+        threads = list(Path(f"/proc/{private_node.pid}/task").iterdir())
+        assert len(threads) > 1
+        assert {(thread / "stat").read_text().rpartition(")")[2].split()[0] for thread in threads} == {"T"}
+        private_node.resume()
+        private_node.eval("ok")
+    private_node.kill()  # its work has no end
+
+
 async def test_the_connections_can_be_closed_by_the_broker(private_node: Node) -> None:
     async with await aio_pika.connect(private_node.url()) as connection:
         closed = asyncio.Event()

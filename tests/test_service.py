@@ -156,7 +156,7 @@ def test_the_context_is_not_the_callers_to_give(function: Callable[..., Any]) ->
 
 
 def test_the_context_is_not_in_the_signature_that_a_caller_is_told() -> None:
-    with pytest.raises(InvalidArguments, match=r"^m\(a: 'int', b: 'int' = 2\) -> 'Any': missing a required argument"):
+    with pytest.raises(InvalidArguments, match=r"^m\(a, b=\.\.\.\): missing a required argument"):
         bind(first)
 
 

@@ -88,8 +88,8 @@ class Call:
     """A call as its caller knows it; a plain slotted class, since one is made for every call.
 
     *owner*, *waiter* and *watchers* are the shell's: whose call it is, what to wake at its end, what to wake at every
-    state. *readers* counts its streams. *backlog* is None for a call whose states nobody asked for. *foreign* says
-    that the id was not made by this table's `TaskIds`.
+    state. *readers* are the owners of its streams. *backlog* is None for a call whose states nobody asked for.
+    *foreign* says that the id was not made by this table's `TaskIds`.
     """
 
     __slots__ = (
@@ -125,7 +125,7 @@ class Call:
         self.foreign = foreign
         self.waiter: Any = None
         self.watchers: list[Any] | None = None
-        self.readers = 0
+        self.readers: list[Any] = []
         self.deadline = deadline
         self.slot = 0
         self.phase = _PENDING
@@ -298,9 +298,9 @@ class CallTable:
 
     def keep(self, call: Call, now: float) -> None:
         """Park what is left of a settled call whose states were asked for: its reader may come, or come again."""
-        if call.backlog is not None and call.phase is _SETTLED and call.sending is not Sending.NOT_OURS:
+        if call.backlog is not None and call.phase is _SETTLED:
             self.park(call.backlog.states, now)
-            if call.error is not None:
+            if call.error is not None and call.sending is not Sending.NOT_OURS:
                 self._out_of_band.put_error(call.task_id, call.error, now)
 
     def forget(self, task_id: str) -> Call | None:

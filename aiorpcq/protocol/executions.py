@@ -51,12 +51,14 @@ class Execution:
     """One attempt of one request; a plain slotted class, since one is made for every call.
 
     *delivery* and *task* are the shell's: what to acknowledge, and what runs. *acknowledged* says that the first was
-    done before the run. *deadline* is on the monotonic clock.
+    done before the run, *begun* that the run had its first step. *deadline* is on the monotonic clock.
     """
 
     __slots__ = (
         "acknowledged",
+        "answered_at",
         "attempt",
+        "begun",
         "deadline",
         "delivery",
         "key",
@@ -78,6 +80,8 @@ class Execution:
         self.reply_to = request.reply_to
         self.delivery = delivery
         self.acknowledged = False
+        self.answered_at: float | None = None
+        self.begun = False
         self.deadline = deadline
         self.slot = 0
         self.phase = _RUNNING
@@ -135,22 +139,26 @@ class ExecutionTable:
         return self.running.get(attempt_key(task_id, attempt))
 
     def answer(self, execution: Execution, terminal: StateMessage, now: float) -> None:
-        """Enter the terminal state of *execution*, before it is published."""
+        """Take the terminal state of *execution*, before it is published.
+
+        It goes into the cache at the `end`: until then the execution itself answers who asks again, and what is done
+        after the publish does not hold up the answer.
+        """
         execution.phase = _ANSWERING
         execution.terminal = terminal
         if execution.deadline is not None:
             self._wheel.discard(execution.slot, execution)
-        key = execution.key
-        if key in self.cache:
-            self.cache.discard(key)
-        self.cache.put(key, terminal, execution.reply_to, now)
+        execution.answered_at = now
 
     def end(self, execution: Execution, *, returned: bool = False) -> None:
         """Close *execution*: its terminal state is confirmed, or *returned* because its reply queue is gone."""
         execution.phase = _ENDED
-        self.running.pop(execution.key, None)
+        key = execution.key
+        self.running.pop(key, None)
+        if execution.terminal is not None and execution.answered_at is not None:
+            self.cache.put(key, execution.terminal, execution.reply_to, execution.answered_at)
         if returned:
-            self.cache.mark_returned(execution.key)
+            self.cache.mark_returned(key)
 
     def abandon(self, execution: Execution) -> None:
         """Remove *execution* without a terminal state: its request goes back to the queue."""

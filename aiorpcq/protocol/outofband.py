@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Final
 
 from ..errors import RPCError
+from ..limits import EVICTION_DELAY, STATE_OVERHEAD
 from .messages import StateMessage
 
 __all__ = ["OutOfBandBuffer", "OutOfBandLimits", "TombstoneRing"]
-
-_MESSAGE_OVERHEAD: Final = 500
-"""Bytes that a parked state costs besides its body, rounded up from tracemalloc."""
-
-
-_EVICTION_DELAY: Final = 1.0
-"""Seconds past their age that states may stay, so that they go in numbers and not one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +66,7 @@ class OutOfBandBuffer:
     def put(self, message: StateMessage, now: float) -> None:
         """Park *message* with what is there of its task."""
         parked = self._touch(message.task_id, now)
-        size = len(message.body) + _MESSAGE_OVERHEAD
+        size = len(message.body) + STATE_OVERHEAD
         parked.messages.append(message)
         parked.size += size
         self._size += size
@@ -83,8 +76,8 @@ class OutOfBandBuffer:
         """Park the error that settled a task here, for readers that come later."""
         parked = self._touch(task_id, now)
         parked.error = error
-        parked.size += _MESSAGE_OVERHEAD
-        self._size += _MESSAGE_OVERHEAD
+        parked.size += STATE_OVERHEAD
+        self._size += STATE_OVERHEAD
         self.evict(now)
 
     def error(self, task_id: str) -> RPCError | None:
@@ -121,7 +114,7 @@ class OutOfBandBuffer:
         """Return when the oldest is too old by a second, None where nothing is parked."""
         if not self._tasks:
             return None
-        return next(iter(self._tasks.values())).touched + self._limits.age + _EVICTION_DELAY
+        return next(iter(self._tasks.values())).touched + self._limits.age + EVICTION_DELAY
 
     def evict(self, now: float) -> None:
         """Drop what is too old or too much."""

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
+from ..limits import EVICTION_DELAY, STATE_OVERHEAD
 from .messages import StateMessage
 
 __all__ = ["AttemptKey", "CacheLimits", "TerminalCache", "attempt_key"]
@@ -13,14 +14,10 @@ __all__ = ["AttemptKey", "CacheLimits", "TerminalCache", "attempt_key"]
 AttemptKey = str | tuple[str, int]
 """Task id and attempt; the task id alone for the first, which nearly all are."""
 
-_ENTRY_OVERHEAD: Final = 500
-"""Bytes that a cached terminal state costs besides its body, rounded up from tracemalloc."""
-
 _KEPT_ENVELOPES: Final = 1_000
-_TIME_STEP: Final = 0.05
-
-_EVICTION_DELAY: Final = 1.0
-"""Seconds past their age that cached states may stay, so that they go in numbers and not one by one."""
+_TIME_STEP: Final = 0.05  # seconds that entries share their time for
+_LARGE: Final = 1024 * 1024
+_PORTION: Final = 32 * 1024
 
 # Name, content type, content encoding, sequence, reply queue: the same for nearly all states of one caller, and shared.
 _Envelope = tuple[str, str, str | None, int, str | None]
@@ -69,11 +66,10 @@ class TerminalCache:
     def __len__(self) -> int:
         return len(self._delivered) + len(self._returned)
 
-    def __contains__(self, key: AttemptKey) -> bool:
-        return key in self._delivered or key in self._returned
-
     def put(self, key: AttemptKey, message: StateMessage, reply_to: str | None, now: float) -> None:
-        """Enter a terminal state; one that is there already must have been discarded."""
+        """Enter a terminal state, in the place of another caller's where that chose the same id."""
+        if key in self._delivered or key in self._returned:
+            self._discard(key)
         envelope = (message.name, message.content_type, message.content_encoding, message.sequence, reply_to)
         shared = self._envelopes.get(envelope)
         if shared is None:
@@ -83,7 +79,7 @@ class TerminalCache:
         if now - self._now > _TIME_STEP:
             self._now = now
         self._delivered[key] = (message.body, shared, self._now)
-        self.size += len(message.body) + _ENTRY_OVERHEAD
+        self.size += len(message.body) + STATE_OVERHEAD
         if self.size > self._limits.size:
             self.evict(now)
 
@@ -102,11 +98,10 @@ class TerminalCache:
         task_id, attempt = (key, 1) if isinstance(key, str) else key
         return StateMessage(task_id, name, body, content_type, content_encoding, attempt, sequence)
 
-    def discard(self, key: AttemptKey) -> None:
-        """Remove an entry: its place is taken by another caller's task of the same id."""
+    def _discard(self, key: AttemptKey) -> None:
         entry = self._delivered.pop(key, None) or self._returned.pop(key, None)
         if entry is not None:
-            self.size -= len(entry[0]) + _ENTRY_OVERHEAD
+            self.size -= len(entry[0]) + STATE_OVERHEAD
 
     def mark_returned(self, key: AttemptKey) -> None:
         """Keep an entry longer than others: its caller was not there."""
@@ -120,16 +115,18 @@ class TerminalCache:
         for entries in (self._delivered, self._returned):
             if entries:
                 oldest = min(oldest, next(iter(entries.values()))[2])
-        return oldest + self._limits.age + _EVICTION_DELAY
+        return oldest + self._limits.age + EVICTION_DELAY
 
     def evict(self, now: float) -> None:
-        """Drop what is too old or too much."""
-        limits = self._limits
+        """Drop what is too old or too much; from a large cache in portions, which costs less an entry."""
+        limits, size = self._limits, self._limits.size
+        if self.size > size > _LARGE:
+            size -= _PORTION
         for entries in (self._delivered, self._returned):
             while entries:
                 key, entry = next(iter(entries.items()))
-                if self.size <= limits.size and entry[2] + limits.age > now:
+                if self.size <= size and entry[2] + limits.age > now:
                     break
                 del entries[key]
-                self.size -= len(entry[0]) + _ENTRY_OVERHEAD
+                self.size -= len(entry[0]) + STATE_OVERHEAD
                 self.evicted += 1

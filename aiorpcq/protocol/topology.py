@@ -58,7 +58,7 @@ class Names:
     prefix: str = "rpc"
 
     def __post_init__(self) -> None:
-        if not _PREFIX.match(self.prefix):
+        if not isinstance(self.prefix, str) or not _PREFIX.match(self.prefix):
             raise ValueError(f"prefix: {self.prefix!r} does not match [A-Za-z0-9_-]{{1,50}}")
 
     @property

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
-
+from ..limits import DEFAULT_MAX_SIZE
 from .amqp import AMQPTransport
 from .base import Transport
 from .memory import MemoryTransport
 
-__all__ = ["check_max_size", "check_url", "make_transport"]
-
-_LEAST_SIZE: Final = 1024
-_MOST_SIZE: Final = 2**31
-
-
-def check_max_size(max_size: int) -> None:
-    """Raise `ValueError` where *max_size* cannot bound a message: an error reply must fit into 1 KiB."""
-    if isinstance(max_size, bool) or not isinstance(max_size, int) or not _LEAST_SIZE <= max_size <= _MOST_SIZE:
-        raise ValueError(f"max_size: {max_size!r} is not an integer between {_LEAST_SIZE} and {_MOST_SIZE}")
+__all__ = ["check_url", "make_transport"]
 
 
 def check_url(url: str) -> None:
     """Raise `ValueError` where `make_transport` would."""
-    make_transport(url, max_size=_LEAST_SIZE, name="")
+    make_transport(url, max_size=DEFAULT_MAX_SIZE, name="")
 
 
 def make_transport(url: str, *, max_size: int, name: str) -> Transport:

@@ -21,6 +21,7 @@ CONNECT_TIMEOUT: Final = 10.0
 
 _BACKOFF_BASE: Final = 0.1
 _BACKOFF_LIMIT: Final = 10.0
+_DOUBLINGS: Final = 10  # past the limit; without a bound the power would overflow after a thousand failures
 
 _random = Random()
 
@@ -95,6 +96,8 @@ class Supervisor:
                 await self._setup(link, self.generation)
             if link.lost.done():
                 raise link.lost.result()
+            if self._closed:
+                raise ConnectionLost("the connection is closed")
         except BaseException as error:
             await link.close()
             if isinstance(error, TimeoutError) and not isinstance(error, RPCError):
@@ -119,12 +122,15 @@ class Supervisor:
     async def _reconnect(self) -> Link:
         failures = 0
         while True:
-            await asyncio.sleep(_random.uniform(0, min(_BACKOFF_LIMIT, _BACKOFF_BASE * 2**failures)))
+            await asyncio.sleep(_random.uniform(0, min(_BACKOFF_LIMIT, _BACKOFF_BASE * 2 ** min(failures, _DOUBLINGS))))
             try:
                 return await self._connect()
             except RPCError as error:
                 failures += 1
                 self._logger.warning("cannot connect, %d in a row: %s", failures, error)
+            except Exception:  # whatever it is, giving up would leave every call of this process waiting
+                failures += 1
+                self._logger.exception("cannot connect, %d in a row", failures)
 
     def _wake(self) -> None:
         for waiter in self._waiters:

@@ -10,8 +10,10 @@ from uuid import uuid4
 import pytest
 
 from aiorpcq import Client, Service, Worker
+from aiorpcq.transports.memory import memory_broker
+from tests.node import Node
 
-from .parties import Bystander, BystanderFactory, ClientFactory, WorkerFactory
+from .parties import Bystander, BystanderFactory, ClientFactory, Overview, WorkerFactory
 
 
 @pytest.fixture(params=["memory", "amqp"])
@@ -58,3 +60,14 @@ def bystander(url: str, opened: AsyncExitStack) -> BystanderFactory:
         return await opened.enter_async_context(Bystander.connected(url))
 
     return connect_bystander
+
+
+@pytest.fixture
+def overview(url: str, request: pytest.FixtureRequest) -> Overview:
+    """The view of the broker at `url`; on amqp each look blocks for about a millisecond."""
+    if url.startswith("memory://"):
+        broker = memory_broker(url.removeprefix("memory://"))
+        return Overview(lambda: broker.statistics().links, lambda queue: broker.statistics().queues[queue].consumers)
+    node: Node = request.getfixturevalue("node")
+    vhost: str = request.getfixturevalue("vhost")
+    return Overview(lambda: node.connection_count(vhost), lambda queue: node.queues(vhost)[queue].consumers)

@@ -21,6 +21,7 @@ __all__ = [
     "BystanderFactory",
     "ClientFactory",
     "Gate",
+    "Overview",
     "ReplyQueue",
     "WorkerFactory",
     "body_of",
@@ -70,6 +71,14 @@ class Gate:
     def open(self) -> None:
         """Let all go on, now and later."""
         self._open.set()
+
+
+class Overview:
+    """What the broker itself says, whichever it is: how many are connected, and how many consume from a queue."""
+
+    def __init__(self, connections: Callable[[], int], consumers: Callable[[str], int]) -> None:
+        self.connections = connections
+        self.consumers = consumers
 
 
 class ReplyQueue:

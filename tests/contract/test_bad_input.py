@@ -119,6 +119,20 @@ async def test_arguments_that_do_not_fit_are_refused_and_the_method_not_run(
     assert not ran
 
 
+async def test_a_refusal_shows_no_default_values(client: ClientFactory, worker: WorkerFactory) -> None:
+    service = Service()
+
+    @service.method
+    async def connect(host: str, password: str = "s3cret", *, retries: int = 61_803) -> None:
+        """Never run."""
+
+    await worker(service)
+    with pytest.raises(InvalidArguments, match=r"connect\(host, password=\.\.\., \*, retries=\.\.\.\)") as caught:
+        await (await client()).call("connect")
+    assert "s3cret" not in str(caught.value)
+    assert "61" not in str(caught.value)
+
+
 async def test_a_missing_keyword_only_argument_is_refused(client: ClientFactory, worker: WorkerFactory) -> None:
     service = Service()
 
@@ -430,6 +444,26 @@ async def test_a_request_of_another_major_version_is_refused(
     assert value["error"] == "UnsupportedVersion"
     assert value["maybe_executed"] is False
     assert serving.statistics().started == 0
+
+
+async def test_requests_of_another_major_version_with_one_id_are_all_settled(
+    worker: WorkerFactory, bystander: BystanderFactory
+) -> None:
+    stranger = await bystander()
+    await stranger.declare("default")
+    replies = await stranger.reply_queue()
+    request = request_for("add", 1, 2, task_id="t", reply_to=replies.name)
+    for _ in range(10):  # they come together: those after the first find it unsettled
+        await stranger.request(request, headers={"wire-version": 2})
+    serving = await worker(calculator(), concurrency=10)
+    await stranger.request(request_for("add", 1, 2, task_id="good", reply_to=replies.name))
+    while (answer := await replies.next()).properties.correlation_id != "good":
+        assert body_of(answer)["error"] == "UnsupportedVersion"
+    assert body_of(answer) == 3
+    await serving.aclose()
+    left = await stranger.serve("default")
+    await stranger.request(request_for("add", 1, 2, task_id="last", reply_to=replies.name))
+    assert (await left.next()).properties.correlation_id == "last"
 
 
 async def test_a_request_of_this_version_that_says_so_is_served(

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from aiorpcq import Client, ConnectionLost, DeadlineExceeded, Overloaded, Service, UsageError
+from aiorpcq import Client, ConnectFailed, ConnectionLost, DeadlineExceeded, Overloaded, Service, UsageError
 
-from .parties import BystanderFactory, ClientFactory, Gate, WorkerFactory, calculator, eventually, leaving
+from .parties import BystanderFactory, ClientFactory, Gate, Overview, WorkerFactory, calculator, eventually, leaving
 
 WAYS = pytest.mark.parametrize("way", ["call", "submit", "cast", "stream", "forget", "statistics", "from_thread"])
 
@@ -361,6 +361,47 @@ async def test_an_opening_that_is_cancelled_leaves_nothing_behind(url: str) -> N
         caller.statistics()
 
 
+async def test_a_client_that_is_closed_while_it_opens_is_not_open_afterwards(url: str, overview: Overview) -> None:
+    caller = Client(url)
+    opening = asyncio.ensure_future(caller.open())
+    await asyncio.sleep(0)
+    await caller.aclose()
+    (outcome,) = await asyncio.gather(opening, return_exceptions=True)
+    assert isinstance(outcome, ConnectFailed)
+    with pytest.raises(UsageError, match="not open"):
+        caller.statistics()
+    await eventually(lambda: overview.connections() == 0)
+
+
+async def test_a_client_that_was_closed_while_it_opened_may_be_opened_at_once(
+    url: str, worker: WorkerFactory, overview: Overview
+) -> None:
+    await worker(calculator())
+    caller = Client(url)
+    opening = asyncio.ensure_future(caller.open())
+    await asyncio.sleep(0)
+    await caller.aclose()
+    async with caller:
+        assert await caller.call("add", 1, 2) == 3
+        assert [type(error) for error in await asyncio.gather(opening, return_exceptions=True)] == [ConnectFailed]
+        assert await caller.call("add", 3, 4) == 7
+    await eventually(lambda: overview.connections() == 1)  # the worker's
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+async def test_a_closing_that_is_cancelled_closes_the_connection_all_the_same(
+    client: ClientFactory, overview: Overview, turns: int
+) -> None:
+    caller = await client()
+    closing = asyncio.ensure_future(caller.aclose())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    await caller.aclose()
+    await eventually(lambda: overview.connections() == 0)
+
+
 async def test_a_client_that_is_opened_twice_at_once_is_opened_once(url: str) -> None:
     caller = Client(url)
     outcomes = await asyncio.gather(caller.open(), caller.open(), return_exceptions=True)
@@ -456,6 +497,18 @@ async def test_one_call_too_many_is_overloaded(client: ClientFactory, worker: Wo
     gate.open()
     await asyncio.gather(*calls)
     assert await caller.call("add", 1, 2) == 3
+
+
+async def test_one_stream_of_an_unknown_task_too_many_is_overloaded(client: ClientFactory) -> None:
+    caller = await client(max_pending=2)
+    readers = [asyncio.ensure_future(anext(caller.stream(f"unknown{number}"))) for number in range(2)]
+    await eventually(lambda: caller.statistics().pending == 2)
+    with pytest.raises(Overloaded, match="max_pending"):
+        await anext(caller.stream("unknown2"))
+    assert caller.statistics().pending == 2
+    for reader in readers:
+        reader.cancel()
+    await asyncio.gather(*readers, return_exceptions=True)
 
 
 async def test_prefixes_keep_applications_apart(client: ClientFactory, worker: WorkerFactory) -> None:

@@ -19,7 +19,7 @@ from aiorpcq import (
     Service,
 )
 
-from .parties import BystanderFactory, ClientFactory, Gate, WorkerFactory, calculator
+from .parties import BystanderFactory, ClientFactory, Gate, WorkerFactory, body_of, calculator, request_for
 
 
 async def test_a_call_without_an_answer_ends_at_its_deadline(
@@ -77,6 +77,28 @@ async def test_an_expired_request_is_not_run_by_a_worker_that_comes_later(
     serving = await worker(calculator())
     assert await caller.call("add", 3, 4) == 7
     assert serving.statistics().started == 1
+
+
+async def test_a_request_whose_deadline_is_long_past_is_not_run(
+    worker: WorkerFactory, bystander: BystanderFactory
+) -> None:
+    service, ran = Service(), False
+
+    @service.method
+    async def run() -> None:
+        nonlocal ran
+        ran = True
+
+    serving = await worker(service)
+    stranger = await bystander()
+    replies = await stranger.reply_queue()
+    an_hour_ago = time.time() - 3_600
+    await stranger.request(request_for("run", task_id="t", reply_to=replies.name, deadline=an_hour_ago, expiration=30))
+    answer = await replies.next()
+    assert answer.properties.type == "FAILURE"
+    assert (body_of(answer)["error"], body_of(answer)["maybe_executed"]) == ("DeadlineExceeded", False)
+    assert not ran
+    assert serving.statistics().started == 0
 
 
 async def test_a_run_past_its_deadline_is_cancelled(client: ClientFactory, worker: WorkerFactory) -> None:

@@ -8,13 +8,12 @@ from typing import Protocol
 import pytest
 
 from aiorpcq import Client, ConnectionLost, Service
-from aiorpcq.transports.memory import memory_broker
+from aiorpcq.transports.memory import BrokerLink, memory_broker
 from tests.node import Node
 
-from .parties import BystanderFactory, ClientFactory, Gate, WorkerFactory, calculator, eventually
+from .parties import BystanderFactory, ClientFactory, Gate, Overview, WorkerFactory, calculator, eventually
 
 _REPLY_QUEUES = "rpc.reply."
-_SERVICE_QUEUE = "rpc.default"
 
 
 class Cut(Protocol):
@@ -24,25 +23,30 @@ class Cut(Protocol):
 @pytest.fixture
 def cut_clients(url: str, request: pytest.FixtureRequest) -> Cut:
     """Takes the connection of every client away."""
-    return _cut(url, request, "aiorpcq client", _REPLY_QUEUES)
+    return _cut(url, request, "aiorpcq client")
 
 
 @pytest.fixture
 def cut_workers(url: str, request: pytest.FixtureRequest) -> Cut:
     """Takes the connection of every worker away."""
-    return _cut(url, request, "aiorpcq worker", _SERVICE_QUEUE)
+    return _cut(url, request, "aiorpcq worker")
 
 
-def _cut(url: str, request: pytest.FixtureRequest, name: str, queue: str) -> Cut:
+def _cut(url: str, request: pytest.FixtureRequest, name: str) -> Cut:
     async def cut() -> None:
         if url.startswith("memory://"):
             broker = memory_broker(url.removeprefix("memory://"))
-            assert broker.drop_links(lambda link: any(name.startswith(queue) for name in link.queues))
+            assert broker.drop_links(lambda link: _is_client(link) is (name == "aiorpcq client"))
         else:
             node: Node = request.getfixturevalue("node")
             await asyncio.to_thread(node.close_connections, name=name)
 
     return cut
+
+
+def _is_client(link: BrokerLink) -> bool:
+    """Whether it has a reply queue; a worker has none, and none of any kind while it drains."""
+    return any(queue.startswith(_REPLY_QUEUES) for queue in link.queues)
 
 
 async def _next_generation(client: Client) -> None:
@@ -156,3 +160,36 @@ async def test_a_run_that_ends_while_its_worker_has_no_connection_is_answered_fr
     statistics = serving.statistics()
     assert statistics.started == 1
     assert statistics.adopted + statistics.answered >= 1
+
+
+async def test_a_worker_that_loses_its_connection_while_it_drains_takes_no_more_and_answers_what_runs(
+    client: ClientFactory,
+    worker: WorkerFactory,
+    cut_workers: Cut,
+    overview: Overview,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service, gate = Service(), Gate()
+
+    @service.method
+    async def wait() -> str:
+        await gate.wait()
+        return "answered"
+
+    serving = await worker(service, concurrency=1, grace=30)
+    caller = await client()
+    call = asyncio.create_task(caller.call("wait"))
+    await gate.entered()
+    for _ in range(3):
+        await caller.cast("wait")
+    closing = asyncio.create_task(serving.aclose())
+    await eventually(lambda: overview.consumers("rpc.default") == 0)
+    with caplog.at_level("INFO", "aiorpcq.worker"):
+        await cut_workers()
+        await eventually(lambda: "again" in caplog.text)
+    assert overview.consumers("rpc.default") == 0
+    gate.open()
+    assert await call == "answered"
+    await closing
+    assert serving.statistics().started == 1
+    assert serving.statistics().adopted == 0

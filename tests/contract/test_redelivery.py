@@ -157,7 +157,7 @@ async def test_an_answer_whose_caller_is_gone_harms_nothing(
     await stranger.request(request_for("add", 1, 2, task_id="t", reply_to="rpc.reply.nobody"))
     assert await (await client()).call("add", 3, 4) == 7
     await eventually(lambda: serving.statistics().publisher.returned == 1)
-    assert serving.statistics().running == 0
+    await eventually(lambda: serving.statistics().running == 0)
 
 
 async def test_progress_for_a_caller_that_is_gone_harms_nothing(
@@ -215,3 +215,22 @@ async def test_a_run_that_was_acknowledged_at_its_start_is_answered_by_the_worke
     with pytest.raises(WorkerLost) as caught:
         await task
     assert caught.value.maybe_executed
+
+
+async def test_a_request_that_was_acknowledged_at_its_start_is_acknowledged_again_where_it_comes_again(
+    client: ClientFactory, worker: WorkerFactory, bystander: BystanderFactory
+) -> None:
+    """With a prefetch of one nothing more would come, were it not."""
+    gate = Gate()
+    service, runs = counting(gate)
+    serving = await worker(service, delivery="at_most_once", concurrency=1)
+    stranger = await bystander()
+    replies = await stranger.reply_queue()
+    await stranger.request(request_for("run", 1, task_id="t", reply_to=replies.name))
+    await gate.entered()
+    await stranger.request(request_for("run", 1, task_id="t", reply_to=replies.name))
+    await eventually(lambda: serving.statistics().adopted == 1)
+    gate.open()
+    assert await replies.until_terminal() == [("SUCCESS", 1)]
+    assert await (await client(timeout=5)).call("run", 2) == 2
+    assert runs == [1, 2]

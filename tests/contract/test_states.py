@@ -20,11 +20,13 @@ from aiorpcq import (
     State,
     Task,
     UnknownTask,
+    Unroutable,
     UsageError,
 )
 from aiorpcq.protocol.messages import Properties
 
 from .parties import (
+    PATIENCE,
     BystanderFactory,
     ClientFactory,
     Gate,
@@ -219,6 +221,45 @@ async def test_a_stream_shows_a_task_of_another_client_of_the_loop(
     await task
     assert len(await early) == 5
     assert len(await collected(reader, task.id)) == 5
+
+
+async def test_closing_the_client_of_a_task_does_not_end_the_stream_of_another(
+    client: ClientFactory, worker: WorkerFactory
+) -> None:
+    gate = Gate()
+    await worker(stepping(gate))
+    submitter, reader = await client(), await client()
+    task = await submitter.submit("steps")
+    states = asyncio.ensure_future(collected(reader, task.id))
+    await gate.entered()
+    waiter = asyncio.ensure_future(task.result())
+    await asyncio.sleep(0)
+    await submitter.aclose()
+    with pytest.raises(ConnectionLost):
+        await waiter
+    gate.open()
+    assert names(await states) == ["RECEIVED", "STARTED", "PROGRESS", "PROGRESS", "SUCCESS"]
+
+
+async def test_closing_a_client_ends_its_streams_of_anothers_task_and_leaves_the_task_alone(
+    client: ClientFactory, worker: WorkerFactory
+) -> None:
+    gate = Gate()
+    await worker(stepping(gate))
+    submitter, reader = await client(), await client()
+    task = await submitter.submit("steps")
+    await gate.entered()
+    async with leaving(reader.stream(task.id)) as states:
+        for _ in range(3):
+            await anext(states)
+        following = asyncio.ensure_future(anext(states))
+        await asyncio.sleep(0)
+        await reader.aclose()
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(ConnectionLost):
+                await following
+    gate.open()
+    assert await task == "done"
 
 
 async def test_the_states_of_a_call_cannot_be_streamed(client: ClientFactory, worker: WorkerFactory) -> None:
@@ -563,6 +604,20 @@ async def test_a_stream_may_begin_before_the_first_state(client: ClientFactory, 
     assert [(state.name, state.value) for state in await reader] == [("PROGRESS", 1), ("SUCCESS", 2)]
 
 
+async def test_a_task_submitted_elsewhere_can_be_read_again_after_its_end(
+    client: ClientFactory, bystander: BystanderFactory
+) -> None:
+    stranger, caller = await bystander(), await client()
+    replies = await stranger.reply_queue_of(caller)
+    reader = asyncio.ensure_future(collected(caller, "foreign"))
+    await eventually(lambda: caller.statistics().pending == 1)
+    await stranger.state(replies, "foreign", "PROGRESS", 1, sequence=1)
+    await stranger.state(replies, "foreign", "SUCCESS", 2, sequence=2)
+    first = await reader
+    assert [state.value for state in first] == [1, 2]
+    assert await collected(caller, "foreign") == first
+
+
 async def test_half_of_the_states_may_come_before_the_reader(
     client: ClientFactory, bystander: BystanderFactory
 ) -> None:
@@ -618,6 +673,26 @@ async def test_closing_the_client_ends_its_streams(client: ClientFactory) -> Non
     await caller.aclose()
     with pytest.raises(ConnectionLost):
         await reader
+
+
+async def test_tasks_whose_streams_were_read_to_the_end_are_not_counted_as_evicted(
+    client: ClientFactory, worker: WorkerFactory
+) -> None:
+    await worker(calculator())
+    caller = await client(out_of_band=OutOfBandLimits(tasks=1))
+    for _ in range(5):
+        task = await caller.submit("count", 3)
+        assert len(await collected(caller, task.id)) == 6
+    assert (caller.statistics().out_of_band, caller.statistics().evicted) == (1, 0)
+
+
+async def test_nothing_is_held_of_a_task_that_could_not_be_submitted(client: ClientFactory) -> None:
+    caller = await client()
+    for using in (caller, caller.with_options(task_id="given")):
+        with pytest.raises(Unroutable):
+            await using.submit("nobody.method")
+    assert (caller.statistics().out_of_band, caller.statistics().out_of_band_size) == (0, 0)
+    assert caller.statistics().pending == 0
 
 
 @pytest.mark.parametrize("limits", [OutOfBandLimits(tasks=2), OutOfBandLimits(size=2 * 600)])
@@ -715,3 +790,19 @@ async def test_a_reply_that_cannot_be_decoded_is_an_error_of_its_call(
         await task
     assert caught.value.task_id == task.id
     assert caught.value.maybe_executed
+
+
+async def test_a_state_that_cannot_be_decoded_is_an_error_with_the_id_of_its_task(
+    client: ClientFactory, bystander: BystanderFactory
+) -> None:
+    stranger, caller = await bystander(), await client()
+    service = await stranger.serve("odd")
+    task = await caller.submit("odd.one")
+    replies = (await service.next()).properties.reply_to
+    assert replies is not None
+    properties = Properties(content_type="application/msgpack", correlation_id=task.id, type="PROGRESS")
+    await stranger.message(replies, properties, b"\xc1")
+    async with leaving(task.stream()) as states:
+        with pytest.raises(CodecError) as caught:
+            await anext(states)
+    assert caught.value.task_id == task.id

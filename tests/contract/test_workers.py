@@ -9,9 +9,31 @@ from typing import Any
 
 import pytest
 
-from aiorpcq import Client, Context, RemoteError, Service, TopologyMismatch, UsageError, Worker
+from aiorpcq import (
+    Client,
+    ConnectFailed,
+    Context,
+    RemoteError,
+    RPCError,
+    Service,
+    TopologyMismatch,
+    UsageError,
+    Worker,
+    WorkerLost,
+)
+from aiorpcq.service import DeliveryMode
 
-from .parties import PATIENCE, BystanderFactory, ClientFactory, Gate, WorkerFactory, calculator, eventually
+from .parties import (
+    PATIENCE,
+    BystanderFactory,
+    ClientFactory,
+    Gate,
+    Overview,
+    WorkerFactory,
+    calculator,
+    eventually,
+    request_for,
+)
 
 
 def named(name: str, gate: Gate | None = None) -> Service:
@@ -63,6 +85,44 @@ async def test_a_queue_with_other_arguments_is_a_mismatch_that_names_both(
     assert "10" in str(caught.value)
     assert "5" in str(caught.value)
     assert not caught.value.retryable
+
+
+async def test_a_worker_that_cannot_serve_one_service_has_run_nothing_of_another(
+    worker: WorkerFactory, bystander: BystanderFactory, overview: Overview
+) -> None:
+    ran, first, second = False, Service("first"), Service("second", max_priority=10)
+
+    @first.method
+    async def run() -> None:
+        nonlocal ran
+        ran = True
+
+    stranger = await bystander()
+    await stranger.declare("first")
+    await stranger.declare("second", {"x-max-priority": 5})
+    await stranger.request(request_for("run", task_id="t", reply_to=None), service="first")
+    with pytest.raises(TopologyMismatch, match=r"rpc\.second"):
+        await worker(first, second)
+    request = await (await stranger.serve("first")).next()
+    assert not request.redelivered
+    assert not ran
+    await eventually(lambda: overview.connections() == 1)
+
+
+@pytest.mark.parametrize("moment", ["connecting", "connected"])
+async def test_a_worker_that_is_closed_while_it_starts_leaves_no_connection(
+    url: str, overview: Overview, moment: str
+) -> None:
+    serving = Worker(url, [calculator()])
+    starting = asyncio.ensure_future(serving.start())
+    await asyncio.sleep(0)
+    if moment == "connected":
+        await eventually(lambda: overview.connections() == 1)
+    await serving.aclose()
+    (outcome,) = await asyncio.gather(starting, return_exceptions=True)
+    assert outcome is None or isinstance(outcome, ConnectFailed)  # where it was faster than the closing
+    await serving.aclose()
+    await eventually(lambda: overview.connections() == 0)
 
 
 async def test_every_option_of_a_queue_can_be_declared_and_used(client: ClientFactory, worker: WorkerFactory) -> None:
@@ -150,6 +210,68 @@ async def test_a_run_past_the_grace_is_cancelled_and_run_by_another_worker(
     assert await task == "second"
 
 
+def clinging(gate: Gate, name: str) -> Service:
+    """A service whose methods, when they are cancelled, end in another way."""
+    service = Service()
+
+    async def wait() -> bool:
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:
+            return True
+        return False
+
+    @service.method
+    async def returning() -> str:
+        return f"partly by {name}" if await wait() else f"by {name}"
+
+    @service.method
+    async def raising() -> str:
+        if await wait():
+            raise RuntimeError("the cleaning up failed")
+        return f"by {name}"
+
+    return service
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "at_most_once"])
+async def test_a_run_that_swallows_its_cancellation_is_answered_with_its_value(
+    client: ClientFactory, worker: WorkerFactory, delivery: DeliveryMode
+) -> None:
+    gate = Gate()
+    serving = await worker(clinging(gate, "first"), delivery=delivery, grace=0.0)
+    task = await (await client()).submit("returning")
+    await gate.entered()
+    await serving.aclose()
+    assert await task == "partly by first"
+
+
+async def test_a_run_that_fails_over_its_cancellation_is_run_by_another_worker(
+    client: ClientFactory, worker: WorkerFactory
+) -> None:
+    gate = Gate()
+    first = await worker(clinging(gate, "first"), grace=0.0)
+    task = await (await client()).submit("raising")
+    await gate.entered()
+    await first.aclose()
+    gate.open()
+    await worker(clinging(gate, "second"))
+    assert await task == "by second"
+
+
+async def test_a_run_that_fails_over_its_cancellation_is_lost_where_its_request_is_acknowledged(
+    client: ClientFactory, worker: WorkerFactory
+) -> None:
+    gate = Gate()
+    serving = await worker(clinging(gate, "first"), delivery="at_most_once", grace=0.0)
+    task = await (await client()).submit("raising")
+    await gate.entered()
+    await serving.aclose()
+    with pytest.raises(WorkerLost) as caught:
+        await task
+    assert caught.value.maybe_executed
+
+
 async def test_closing_twice_is_closing_once(worker: WorkerFactory) -> None:
     serving = await worker(calculator())
     await asyncio.gather(serving.aclose(), serving.aclose())
@@ -226,7 +348,7 @@ async def started(serving: Worker, number: signal.Signals) -> asyncio.Task[None]
 async def test_at_most_once_acknowledges_when_the_run_starts(
     client: ClientFactory, worker: WorkerFactory, way: str
 ) -> None:
-    """With a prefetch of one the second request only comes once the first is acknowledged."""
+    """With a prefetch of one the second request only comes once the first is acknowledged, and waits for its place."""
     gate = Gate()
     service = Service(delivery="at_most_once" if way == "service" else None)
 
@@ -235,10 +357,12 @@ async def test_at_most_once_acknowledges_when_the_run_starts(
         await gate.wait()
         return "done"
 
-    await worker(service, concurrency=1, **({"delivery": "at_most_once"} if way == "worker" else {}))
+    serving = await worker(service, concurrency=1, **({"delivery": "at_most_once"} if way == "worker" else {}))
     caller = await client()
     calls = [asyncio.ensure_future(caller.call("wait")) for _ in range(2)]
-    await gate.entered(2)
+    await gate.entered()
+    await eventually(lambda: serving.statistics().running == 2)
+    assert serving.statistics().started == 1
     gate.open()
     assert await asyncio.gather(*calls) == ["done", "done"]
 
@@ -251,12 +375,58 @@ async def test_the_methods_delivery_wins_over_the_services(client: ClientFactory
         await gate.wait()
         return "done"
 
-    await worker(service, concurrency=1)
+    serving = await worker(service, concurrency=1)
     caller = await client()
     calls = [asyncio.ensure_future(caller.call("wait")) for _ in range(2)]
-    await gate.entered(2)
+    await gate.entered()
+    await eventually(lambda: serving.statistics().running == 2)
     gate.open()
     await asyncio.gather(*calls)
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "at_most_once"])
+async def test_no_more_requests_run_at_once_than_the_concurrency(
+    client: ClientFactory, worker: WorkerFactory, delivery: str
+) -> None:
+    service, running, peak = Service(), 0, 0
+
+    @service.method
+    async def work() -> None:
+        nonlocal running, peak
+        running += 1
+        peak = max(peak, running)
+        await asyncio.sleep(0)
+        running -= 1
+
+    await worker(service, concurrency=3, delivery=delivery)
+    caller = await client()
+    await asyncio.gather(*(caller.call("work") for _ in range(60)))
+    assert peak == 3
+
+
+async def test_what_waits_for_a_place_goes_back_when_the_worker_drains(
+    client: ClientFactory, worker: WorkerFactory
+) -> None:
+    gate, service = Gate(), Service(delivery="at_most_once")
+
+    @service.method
+    async def wait() -> str:
+        await gate.wait()
+        return "done"
+
+    first = await worker(service, concurrency=1)
+    caller = await client()
+    calls = [asyncio.ensure_future(caller.call("wait")) for _ in range(2)]
+    await gate.entered()
+    await eventually(lambda: first.statistics().running == 2)
+    closing = asyncio.ensure_future(first.aclose())
+    await eventually(lambda: first.statistics().running == 1)
+    second = await worker(service, concurrency=1)
+    await gate.entered()
+    gate.open()
+    assert await asyncio.gather(*calls) == ["done", "done"]
+    await closing
+    assert (first.statistics().started, second.statistics().started) == (1, 1)
 
 
 async def test_at_most_once_still_answers_errors(client: ClientFactory, worker: WorkerFactory) -> None:
@@ -279,3 +449,48 @@ async def test_methods_call_methods_of_the_same_worker(client: ClientFactory, wo
     async with inner:
         await worker(service)
         assert await (await client()).call("twice", 21) == 42
+
+
+# --- casts
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "says"),
+    [
+        ("subtract", (1, 2), "MethodNotFound"),
+        ("add", (1,), "InvalidArguments"),
+        ("add", (1, "2"), "TypeError"),
+        ("fail", ("boom",), "ValueError: boom"),
+        ("stop", (), "SystemExit"),
+        ("hang", (), "DeadlineExceeded"),
+    ],
+)
+async def test_a_cast_that_fails_is_logged_since_nobody_is_told(
+    client: ClientFactory,
+    worker: WorkerFactory,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    arguments: tuple[Any, ...],
+    says: str,
+) -> None:
+    service = calculator()
+
+    @service.method
+    async def stop() -> None:
+        raise SystemExit(1)
+
+    @service.method(timeout=0.01)
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    serving = await worker(service)
+    caller = await client()
+    with caplog.at_level("WARNING", "aiorpcq.worker"):
+        await caller.cast(method, *arguments)
+        await eventually(lambda: serving.statistics().publisher.failed == 1)
+    (record,) = [record for record in caplog.records if record.name == "aiorpcq.worker"]
+    assert f"method {method} failed in a cast" in record.getMessage()
+    assert says in record.getMessage()
+    with pytest.raises(RPCError):
+        await caller.call(method, *arguments)
+    assert len([record for record in caplog.records if record.name == "aiorpcq.worker"]) == 1

@@ -378,3 +378,14 @@ class ExecutionMachine(RuleBasedStateMachine):
 
 TestExecutions = ExecutionMachine.TestCase
 TestExecutions.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
+
+
+def test_a_state_that_was_sent_again_keeps_its_age() -> None:
+    table = ExecutionTable(CacheLimits(age=10.0))
+    run(table, now=100.0)
+    _, again = table.begin(request(), "second", None)
+    table.end(again)
+    table.cache.evict(109.0)
+    assert len(table.cache) == 1
+    table.cache.evict(110.5)
+    assert len(table.cache) == 0

@@ -33,8 +33,6 @@ from .topology import declare_entity, describe, refusal
 
 __all__ = ["AMQPLink", "AMQPTransport"]
 
-logger = logging.getLogger("aiorpcq.amqp")
-
 # What aiormq has to say about a failed or lost connection we raise or log ourselves; where a program has not configured
 # logging, it must not appear on stderr beside that.
 logging.getLogger("aiormq").addHandler(logging.NullHandler())
@@ -91,7 +89,7 @@ class AMQPLink:
         self.lost: asyncio.Future[RPCError] = self._loop.create_future()
         self.writable = False
         self.publish: Callable[[Publication], None] = _not_open
-        self._writable_waiters: list[asyncio.Future[None]] = []
+        self._writable_waiters: dict[asyncio.Future[None], None] = {}  # in the order they came
         self._max_size = max_size
         self._connection: aio_pika.Connection | None = None
         self._protocol: LaneProtocol | None = None
@@ -111,7 +109,7 @@ class AMQPLink:
         assert connection.transport is not None
         assert factory.protocol is not None
         under = connection.transport.connection
-        protocol = self._protocol = factory.protocol
+        protocol = factory.protocol
         tune = under.connection_tune
         protocol.negotiated(tune.frame_max or _DEFAULT_FRAME_MAX, tune.heartbeat or 0)
         self._lane_channel = await under.channel(publisher_confirms=True)
@@ -121,14 +119,19 @@ class AMQPLink:
         self._set_writable(not protocol.blocked)
 
     def _make_protocol(self, reader: asyncio.StreamReader) -> LaneProtocol:
-        return LaneProtocol(reader, self._loop, self._max_size, self._on_lost, self._set_writable)
+        # Kept from its beginning: whatever interrupts the opening has to close the socket that there may be by then.
+        self._protocol = LaneProtocol(reader, self._loop, self._max_size, self._on_lost, self._set_writable)
+        return self._protocol
 
     async def wait_writable(self) -> None:
         """See `Link`."""
         while not self.writable and not self.lost.done():
             waiter = self._loop.create_future()
-            self._writable_waiters.append(waiter)
-            await waiter
+            self._writable_waiters[waiter] = None
+            try:
+                await waiter
+            finally:
+                self._writable_waiters.pop(waiter, None)
 
     async def declare(self, *entities: Exchange | Queue | Binding) -> None:
         """See `Link`."""
@@ -178,15 +181,18 @@ class AMQPLink:
 
     async def _close(self) -> None:
         protocol, connection = self._protocol, self._connection
+        closed = ConnectionLost("the link was closed")
         if connection is not None:
-            try:
-                async with asyncio.timeout(_CLOSE_TIMEOUT):
-                    await connection.close()
-            except Exception as error:
-                logger.debug("closing %s: %s", self._address, type(error).__name__)
-        if protocol is not None:
-            protocol.fail(ConnectionLost("the link was closed"))
-        self._on_lost(ConnectionLost("the link was closed"))
+            # aio-pika's close goes on waiting when it is cancelled; what ends it is the end of the socket.
+            closing = self._loop.create_task(connection.close())
+            closing.add_done_callback(_retrieve)
+            await asyncio.wait((closing,), timeout=_CLOSE_TIMEOUT)
+            if protocol is not None:
+                protocol.fail(closed)
+            if not closing.done():
+                await asyncio.wait((closing,), timeout=_CLOSE_TIMEOUT)
+                closing.cancel()
+        self._on_lost(closed)
         for operation in list(self._operations):
             operation.cancel()
         await asyncio.gather(*self._operations, return_exceptions=True)
@@ -222,18 +228,17 @@ class AMQPLink:
         if not self.lost.done():
             self.lost.set_result(error)
         self._set_writable(False)
-        waiters, self._writable_waiters = self._writable_waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        self._wake_writers()
 
     def _set_writable(self, writable: bool) -> None:
         self.writable = writable and not self.lost.done()
         if self.writable:
-            waiters, self._writable_waiters = self._writable_waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+            self._wake_writers()
+
+    def _wake_writers(self) -> None:
+        for waiter in self._writable_waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 class AMQPTransport:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Final, Protocol
 
 from ...errors import ConnectionLost, PayloadTooLarge
@@ -119,7 +120,6 @@ class Lane:
 
     __slots__ = (
         "_acks",
-        "_confirm_floor",
         "_connection",
         "_consumers",
         "_encoder",
@@ -138,7 +138,6 @@ class Lane:
         self._encoder = PublishEncoder(channel, frame_max)
         self._max_body = max_body
         self._next_tag = 1
-        self._confirm_floor = 1
         self._unconfirmed: dict[int, Publication] = {}
         self._consumers: dict[bytes, _Consumer] = {}
         self._acks: set[int] = set()
@@ -275,12 +274,10 @@ class Lane:
             if publication is not None:
                 _settle(publication, outcome)
             return
-        stop = min(tag + 1, self._next_tag)
-        for covered in range(self._confirm_floor, stop):
+        for covered in list(takewhile(tag.__ge__, unconfirmed)):  # in the order of their tags
             publication = unconfirmed.pop(covered, None)
-            if publication is not None:
+            if publication is not None:  # a handler may have closed the lane
                 _settle(publication, outcome)
-        self._confirm_floor = max(self._confirm_floor, stop)
 
     def _return(self, event: Event) -> None:
         """Settle the oldest unconfirmed publication that the returned message can be.

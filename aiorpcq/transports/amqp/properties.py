@@ -228,7 +228,8 @@ def _decode_properties(data: bytes) -> Properties:
     flags = _FLAGS.unpack_from(data, _FLAGS_AT)[0]
     at = _FIRST_PROPERTY_AT
     properties = Properties()
-    # The properties of requests and states are read here, in place: a function call for each doubles the cost.
+    # The properties of requests and states are read here, in place: a function call for each doubles the cost. What
+    # is sent back, correlation id and reply queue, has to be text; of the rest a replacement will do.
     if flags & 0x8000:
         start = at + 1
         at = start + data[at]
@@ -249,11 +250,11 @@ def _decode_properties(data: bytes) -> Properties:
     if flags & 0x0400:
         start = at + 1
         at = start + data[at]
-        properties.correlation_id = data[start:at].decode("utf-8", "replace")
+        properties.correlation_id = data[start:at].decode()
     if flags & 0x0200:
         start = at + 1
         at = start + data[at]
-        properties.reply_to = data[start:at].decode("utf-8", "replace")
+        properties.reply_to = data[start:at].decode()
     if flags & 0x0100:
         start = at + 1
         at = start + data[at]

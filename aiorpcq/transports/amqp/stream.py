@@ -24,6 +24,10 @@ _SILENT_HEARTBEATS: Final = 2
 _LOOKS_PER_HEARTBEAT: Final = 4
 
 
+_OUT_LIMIT: Final = 1024 * 1024
+"""Bytes that one iteration of the event loop may have to send before publishers wait: the transport's own high-water
+mark counts only what was handed to it."""
+
 _PASS: Final = EventKind.PASS  # a global: in Python 3.11 a member costs four times as much to look up on its class
 
 
@@ -54,6 +58,8 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         self._acking: list[Lane] = []
         self._flush_scheduled = False
         self._frame_max = 0
+        self._out_size = 0
+        self._full = False
         self._paused = False
         self._lost = False
         self._heard = True
@@ -66,6 +72,8 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         """Keep the transport; aiormq gets it through its own writer."""
         self._socket = cast(asyncio.Transport, transport)  # uvloop's do not inherit from asyncio's
         super().connection_made(transport)
+        if self._lost:
+            self._socket.abort()
 
     def negotiated(self, frame_max: int, heartbeat: float) -> None:
         """Take the tuned parameters: bytes of the largest frame, seconds between heartbeats (0 is none)."""
@@ -85,6 +93,10 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
             self._flush_scheduled = True
             self.loop.call_soon(self._flush)
         self._out.append(frames)
+        self._out_size += len(frames)
+        if self._out_size > _OUT_LIMIT and not self._full:
+            self._full = True
+            self._on_writable(False)
 
     def write_at_once(self, frames: bytes) -> None:
         """Send whole frames now, unless others wait already: where nothing else is under way nothing will join them,
@@ -111,6 +123,10 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
             out.extend(lane.pending_acks() for lane in acking)
         if out and not self._lost and self._socket is not None:
             self._socket.write(b"".join(out))
+        self._out_size = 0
+        if self._full:
+            self._full = False
+            self._on_writable(not self._paused and not self.blocked)
 
     def data_received(self, data: bytes) -> None:
         """Handle lane events on the spot, and feed the rest to aiormq's reader."""
@@ -132,7 +148,8 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         except FrameError as error:
             self.fail(ConnectionLost(f"the broker sent a malformed frame: {error}"))
             return
-        self._flush_scheduled = scheduled
+        finally:
+            self._flush_scheduled = scheduled
         if not scheduled and (self._out or self._acking):
             self._flush()
         if lane_events:
@@ -151,7 +168,7 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         """Below the low-water mark again."""
         super().resume_writing()
         self._paused = False
-        self._on_writable(not self.blocked)
+        self._on_writable(not self.blocked and not self._full)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is closed."""
@@ -161,11 +178,6 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
     def fail(self, error: ConnectionLost) -> None:
         """Give up on the connection: nothing more can be done with it in order."""
         self._lose(error)
-        if self._socket is not None:
-            self._socket.abort()
-
-    def abort(self) -> None:
-        """Close the socket without a word to the broker."""
         if self._socket is not None:
             self._socket.abort()
 
@@ -182,7 +194,7 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
 
     def _set_blocked(self, blocked: bool) -> None:
         self.blocked = blocked
-        self._on_writable(not blocked and not self._paused)
+        self._on_writable(not blocked and not self._paused and not self._full)
 
     def _watch(self, heartbeat: float) -> None:
         """Give up after two silent heartbeats (AMQP 0-9-1, section 4.2.7), counted in quarters of one."""

@@ -10,12 +10,12 @@ import weakref
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from ...limits import DEFAULT_MAX_SIZE
 from .broker import MemoryBroker
 from .link import MemoryLink
 
 __all__ = ["MemoryTransport", "memory_broker"]
 
-_SIZE_LIMIT = 8 * 2**20
 _brokers: weakref.WeakValueDictionary[str, MemoryBroker] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
 _NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
@@ -48,7 +48,7 @@ class MemoryTransport:
         ValueError: the URL is not one of those.
     """
 
-    def __init__(self, url: str, *, max_size: int = _SIZE_LIMIT) -> None:
+    def __init__(self, url: str, *, max_size: int = DEFAULT_MAX_SIZE) -> None:
         parts = urlsplit(url)
         name = parts.netloc.rpartition("@")[2] or "default"
         if parts.scheme != "memory" or parts.path not in ("", "/") or parts.query or parts.fragment:

@@ -12,11 +12,13 @@ from urllib.parse import urlencode
 
 import pytest
 
-from aiorpcq.errors import ConnectFailed, ConnectionLost, TopologyMismatch
+from aiorpcq import Client, Worker
+from aiorpcq.errors import ConnectFailed, ConnectionLost, DeadlineExceeded, TopologyMismatch
 from aiorpcq.protocol.messages import Outcome, Properties, Publication
 from aiorpcq.protocol.topology import Binding, Exchange, Names, Queue
 from aiorpcq.transports.amqp.connection import AMQPLink, AMQPTransport
 from aiorpcq.transports.base import Delivery
+from tests.contract.parties import calculator
 from tests.node import Node
 
 PASSWORD = "p4ss-w0rd-of-the-tests"
@@ -484,6 +486,41 @@ async def not_writable(link: AMQPLink) -> None:
     async with asyncio.timeout(WAIT):
         while link.writable:  # noqa: ASYNC110 - a link tells when it becomes writable, not when it ceases to be
             await asyncio.sleep(0.01)
+
+
+async def test_who_stops_waiting_for_a_blocked_connection_leaves_nothing_behind(private_node: Node) -> None:
+    async with connected(private_node.url()) as link:
+        await link.declare(QUEUE)
+        await asyncio.to_thread(private_node.set_memory_alarm, True)
+        publish(link, "q", b"x")
+        await not_writable(link)
+        waiting = [asyncio.create_task(link.wait_writable()) for _ in range(100)]
+        await asyncio.sleep(0)
+        for waiter in waiting[1:]:
+            waiter.cancel()
+        await asyncio.wait(waiting[1:])
+        assert len(link._writable_waiters) == 1
+        await asyncio.to_thread(private_node.set_memory_alarm, False)
+        await asyncio.wait_for(waiting[0], WAIT)
+        assert not link._writable_waiters
+
+
+async def test_calls_that_time_out_while_the_broker_blocks_leave_nothing_behind(private_node: Node) -> None:
+    async with Worker(private_node.url(), [calculator()]), Client(private_node.url()) as caller:
+        await asyncio.to_thread(private_node.set_memory_alarm, True)
+        link = caller._session.router().link
+        assert isinstance(link, AMQPLink)
+        answer = asyncio.create_task(caller.call("add", 1, 2))
+        await not_writable(link)
+        hurried = caller.with_options(timeout=0.01)
+        outcomes = await asyncio.gather(*(hurried.call("add", 1, 2) for _ in range(200)), return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {DeadlineExceeded}
+        assert not any(outcome.maybe_executed for outcome in outcomes if isinstance(outcome, DeadlineExceeded))
+        assert not link._writable_waiters
+        assert caller.statistics().pending == 1
+        await asyncio.to_thread(private_node.set_memory_alarm, False)
+        assert await answer == 3
+        assert await caller.call("add", 3, 4) == 7
 
 
 async def test_a_blocked_connection_is_not_writable_and_closes_in_time(private_node: Node) -> None:

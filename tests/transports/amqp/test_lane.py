@@ -326,13 +326,38 @@ def test_a_malformed_frame_closes_the_connection_with_a_clear_error(wire: Wire, 
 # --- writable
 
 
-@given(st.lists(st.sampled_from(["block", "unblock", "pause", "resume"]), min_size=1, max_size=12))
+ONE_MIB = 1 << 20
+
+
+def test_publishers_wait_once_an_iteration_has_more_than_a_mebibyte_to_send() -> None:
+    wire = Wire(max_body=ONE_MIB)
+    wire.publish(bytes(ONE_MIB // 2), settled=False)
+    assert wire.writable == []
+    wire.publish(bytes(ONE_MIB // 2), settled=False)
+    assert wire.writable == [False]
+    wire.publish(b"all the same", settled=False)
+    wire.loop.run()
+    assert wire.writable == [False, True]
+    assert published(wire.sent()) == [ONE_MIB // 2, ONE_MIB // 2, len(b"all the same")]
+    wire.publish(b"next", settled=False)
+    assert wire.writable == [False, True]
+
+
+@given(st.lists(st.sampled_from(["block", "unblock", "pause", "resume", "fill", "flush"]), min_size=1, max_size=12))
 @UNHURRIED
-def test_it_is_writable_while_neither_blocked_nor_paused(changes: list[str]) -> None:
-    wire = Wire()
-    blocked = paused = False
+def test_it_is_writable_while_neither_blocked_nor_paused_nor_full(changes: list[str]) -> None:
+    wire = Wire(max_body=ONE_MIB)
+    blocked = paused = full = False
     for change in changes:
-        if change in ("pause", "resume"):
+        if change in ("fill", "flush"):
+            if full == (change == "fill"):
+                continue
+            full = change == "fill"
+            if full:
+                wire.publish(bytes(ONE_MIB), settled=False)
+            else:
+                wire.loop.run()
+        elif change in ("pause", "resume"):
             if paused == (change == "pause"):
                 continue  # asyncio pauses only what runs, and the other way round
             paused = change == "pause"
@@ -341,7 +366,7 @@ def test_it_is_writable_while_neither_blocked_nor_paused(changes: list[str]) -> 
             blocked = change == "block"
             frame = Connection.Blocked("low on memory") if blocked else Connection.Unblocked()
             wire.receive(marshal(frame, 0))
-        assert wire.writable[-1] is (not blocked and not paused)
+        assert wire.writable[-1] is (not blocked and not paused and not full)
         assert wire.protocol.blocked is blocked
     assert not wire.lost
 
@@ -500,6 +525,36 @@ def test_a_multiple_confirm_beyond_what_was_published_does_not_spoil_later_ones(
     wire.publish(b"2")
     wire.receive(ack(2, multiple=True))
     assert wire.outcomes == [(b"1", CONFIRMED), (b"2", CONFIRMED)]
+
+
+class Counting(dict[int, Publication]):
+    """Counts what is done with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for key in super().__iter__():
+            self.steps += 1
+            yield key
+
+    def pop(self, key: int, default: Any = None) -> Any:
+        self.steps += 1
+        return super().pop(key, default)
+
+
+def test_a_multiple_confirm_looks_only_at_what_it_covers_however_many_were_confirmed_before(wire: Wire) -> None:
+    unconfirmed = wire.lane._unconfirmed = Counting()
+    for number in range(1, 1_001):
+        wire.publish(b"%d" % number)
+        wire.receive(ack(number))
+    for number in range(1_001, 1_101):
+        wire.publish(b"%d" % number)
+    unconfirmed.steps = 0
+    wire.receive(ack(1_002, multiple=True))
+    assert wire.outcomes[1_000:] == [(b"1001", CONFIRMED), (b"1002", CONFIRMED)]
+    assert unconfirmed.steps <= 5  # the two, looked at and taken, and the first that is not covered
 
 
 def test_a_return_wins_over_the_confirm_that_follows(wire: Wire) -> None:
