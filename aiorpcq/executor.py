@@ -55,15 +55,23 @@ class Places:
     """The places of one service: its methods, how many more requests may run, and which wait for a place.
 
     The prefetch lets no more be delivered than may run, except where a request was acknowledged before its run or is
-    answered while its method goes on. So *waiting* is bounded by the prefetch.
+    answered while its method goes on. So *waiting* holds at most twice the prefetch: those that are answered while
+    they wait are dropped when it is full.
     """
 
-    __slots__ = ("free", "methods", "waiting")
+    __slots__ = ("_concurrency", "free", "methods", "waiting")
 
     def __init__(self, methods: dict[str, Method], concurrency: int) -> None:
         self.methods = methods
+        self._concurrency = concurrency
         self.free = concurrency
         self.waiting: deque[tuple[Execution, Method]] = deque()
+
+    def wait(self, execution: Execution, method: Method) -> None:
+        """Have a request wait for a place."""
+        if len(self.waiting) >= 2 * self._concurrency:
+            self.waiting = deque(entry for entry in self.waiting if entry[0].phase is _RUNNING)
+        self.waiting.append((execution, method))
 
 
 class Executor:
@@ -160,7 +168,7 @@ class Executor:
         if places.free > 0:
             self._start(places, execution, method)
         else:
-            places.waiting.append((execution, method))
+            places.wait(execution, method)
 
     def _start(self, places: Places, execution: Execution, method: Method) -> None:
         places.free -= 1

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiorpcq import CacheLimits, Codecs, Service
 from aiorpcq.executor import Executor, Places
-from aiorpcq.protocol.executions import ExecutionTable
+from aiorpcq.protocol.executions import ExecutionPhase, ExecutionTable
 from aiorpcq.protocol.messages import Properties, Request
 from aiorpcq.protocol.wire import encode_request
 from aiorpcq.publisher import ResultPublisher
@@ -68,3 +68,22 @@ async def test_a_run_that_is_stopped_before_its_first_step_goes_back_and_leaves_
     executor.close()
     assert [delivery.settled for delivery in deliveries] == [["requeue"]] * (_CONCURRENCY + 1)
     assert (ran, executor.tasks, places.free) == ([], set(), _CONCURRENCY)
+
+
+async def test_requests_that_expire_while_they_wait_do_not_pile_up() -> None:
+    service, gate = Service(delivery="at_most_once"), asyncio.Event()
+
+    @service.method
+    async def run(value: int) -> None:
+        await gate.wait()
+
+    executor, places = _executor(service)
+    for number in range(20 * _CONCURRENCY):
+        executor.on_delivery(places, _delivery(str(number), number))
+        if places.waiting:
+            places.waiting[-1][0].phase = ExecutionPhase.ENDED  # as its deadline would
+        assert len(places.waiting) <= 2 * _CONCURRENCY
+    gate.set()
+    await asyncio.gather(*executor.tasks)
+    executor.close()
+    assert (places.free, len(places.waiting)) == (_CONCURRENCY, 0)
