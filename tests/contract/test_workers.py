@@ -388,19 +388,22 @@ async def test_the_methods_delivery_wins_over_the_services(client: ClientFactory
 async def test_no_more_requests_run_at_once_than_the_concurrency(
     client: ClientFactory, worker: WorkerFactory, delivery: str
 ) -> None:
-    service, running, peak = Service(), 0, 0
+    service, gate, running, peak = Service(), Gate(), 0, 0
 
     @service.method
     async def work() -> None:
         nonlocal running, peak
         running += 1
         peak = max(peak, running)
-        await asyncio.sleep(0)
+        await gate.wait()
         running -= 1
 
     await worker(service, concurrency=3, delivery=delivery)
     caller = await client()
-    await asyncio.gather(*(caller.call("work") for _ in range(60)))
+    calls = [asyncio.ensure_future(caller.call("work")) for _ in range(60)]
+    await gate.entered(3)
+    gate.open()
+    await asyncio.gather(*calls)
     assert peak == 3
 
 
