@@ -134,10 +134,6 @@ class ExecutionTable:
         self.adopted += 1
         return superseded
 
-    def get(self, task_id: str, attempt: int) -> Execution | None:
-        """Return the execution of an attempt that has not ended."""
-        return self.running.get(attempt_key(task_id, attempt))
-
     def answer(self, execution: Execution, terminal: StateMessage, now: float) -> None:
         """Take the terminal state of *execution*, before it is published.
 

@@ -66,7 +66,7 @@ def test_a_new_request_is_run() -> None:
         "delivery",
         "rpc.reply.1",
     )
-    assert table.get("t", 1) is execution
+    assert table.running["t"] is execution
 
 
 def test_a_redelivery_of_what_runs_is_adopted_under_the_new_delivery() -> None:
@@ -159,7 +159,7 @@ def test_a_run_expires_at_its_deadline_and_can_still_be_answered() -> None:
     assert table.expire(5.0 - ROUNDING) == []
     assert table.expire(5.0 + GRANULARITY + ROUNDING) == [execution]
     assert execution.phase is ExecutionPhase.STOPPING
-    assert table.get("t", 1) is execution
+    assert table.running["t"] is execution
     table.answer(execution, success(), 6.0)
     table.end(execution)
     assert (execution.phase, table.running, len(table.cache)) == (ExecutionPhase.ENDED, {}, 1)
@@ -359,7 +359,6 @@ class ExecutionMachine(RuleBasedStateMachine):
     @invariant()
     def the_table_holds_what_runs(self) -> None:
         assert self.table.running == {attempt_key(*key): execution for key, execution in self.running.items()}
-        assert all(self.table.get(*key) is execution for key, execution in self.running.items())
 
     @invariant()
     def every_verdict_is_counted(self) -> None:
