@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 import pytest_asyncio
 
-from tests.node import Node
+from tests.node import Cluster, Node
 
 # The same examples every time, and as long as they take: HYPOTHESIS_PROFILE=explore looks for new ones.
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)
@@ -85,6 +85,27 @@ def private_node(_module_node: Node) -> Node:
         _module_node.start()
     _module_node.reset()
     return _module_node
+
+
+@pytest.fixture(scope="module")
+def _module_cluster() -> Iterator[Cluster]:
+    with Cluster() as started:
+        yield started
+
+
+@pytest.fixture
+def cluster(_module_cluster: Cluster) -> Cluster:
+    """Three RabbitMQ nodes that are one broker, and that the test may stop, kill, pause and start one by one.
+
+    The module's tests share them; each finds all three running and the virtual host `/` empty.
+    """
+    for node in _module_cluster.nodes:
+        if node.running:
+            node.resume()
+    _module_cluster.start_nodes()
+    _module_cluster.wait_running(_module_cluster.nodes)
+    _module_cluster.nodes[0].reset()
+    return _module_cluster
 
 
 @pytest.fixture(autouse=True)

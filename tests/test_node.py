@@ -13,11 +13,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import aio_pika
 import pytest
 
-from tests.node import Node, NodeError
+from tests.node import Cluster, Node, NodeError
 
 _SOON = 20.0
 
@@ -151,6 +152,131 @@ async def test_the_connections_can_be_closed_by_the_broker(private_node: Node) -
         connection.close_callbacks.add(lambda *_: closed.set())
         private_node.close_connections()
         await asyncio.wait_for(closed.wait(), _SOON)
+
+
+async def test_one_connection_is_found_and_closed_by_its_name(private_node: Node) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        ended = {}
+        for name in ("kept", "closed"):
+            connection = await stack.enter_async_context(
+                await aio_pika.connect(private_node.url(), client_properties={"connection_name": name})
+            )
+            ended[name] = asyncio.Event()
+            connection.close_callbacks.add(lambda *_, event=ended[name]: event.set())
+        assert sorted(info.name for info in private_node.connections("/")) == ["closed", "kept"]
+        assert private_node.connections("elsewhere") == []
+        assert private_node.close_connections(name="closed") == 1
+        await asyncio.wait_for(ended["closed"].wait(), _SOON)
+        assert not ended["kept"].is_set()
+        assert [info.name for info in private_node.connections()] == ["kept"]
+
+
+@pytest.mark.parametrize(("code", "text"), [(404, "NOT_FOUND"), (406, "PRECONDITION_FAILED")])
+async def test_the_broker_closes_one_channel(private_node: Node, code: Literal[404, 406], text: str) -> None:
+    async with await aio_pika.connect(private_node.url()) as connection:
+        channels = [await connection.channel() for _ in range(2)]
+        reasons: asyncio.Queue[str] = asyncio.Queue()
+        channels[1].close_callbacks.add(lambda _, reason: reasons.put_nowait(str(reason)))
+        assert private_node.close_channels(code, number=2, vhost="/") == 1
+        assert text in await asyncio.wait_for(reasons.get(), _SOON)
+        await channels[0].declare_queue("lives", durable=True)
+
+
+async def test_a_deleted_queue_is_gone_with_its_messages(private_node: Node) -> None:
+    async with await aio_pika.connect(private_node.url()) as connection:
+        channel = await connection.channel()
+        await channel.declare_queue("doomed", durable=True)
+        await channel.default_exchange.publish(aio_pika.Message(b"x"), "doomed")
+        assert private_node.queues()["doomed"].messages == 1
+        private_node.delete_queue("doomed")
+        assert private_node.queues() == {}
+
+
+async def test_a_deleted_exchange_closes_the_channel_of_who_publishes_to_it(private_node: Node) -> None:
+    async with await aio_pika.connect(private_node.url()) as connection:
+        channel = await connection.channel()
+        exchange = await channel.declare_exchange("doomed")
+        private_node.delete_exchange("doomed")
+        with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity, match="doomed"):
+            await exchange.publish(aio_pika.Message(b"x"), "")
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+async def test_a_consumer_that_settles_nothing_has_its_time(private_node: Node, queue_type: str) -> None:
+    if queue_type == "classic" and private_node.version >= (4, 3):
+        pytest.skip("classic queues have no consumer timeout here")
+    private_node.set_consumer_timeout(0.2)
+    async with await aio_pika.connect(private_node.url()) as connection:
+        slow, other = await connection.channel(), await connection.channel()
+        got: list[aio_pika.abc.AbstractIncomingMessage] = []
+
+        async def take(message: aio_pika.abc.AbstractIncomingMessage) -> None:
+            got.append(message)
+            if message.redelivered:
+                await message.ack()
+
+        await slow.declare_queue("slow", durable=True, arguments={"x-queue-type": queue_type})
+        await (await slow.get_queue("slow")).consume(take)
+        await other.default_exchange.publish(aio_pika.Message(b"x"), "slow")
+        await _until(lambda: len(got) == 1)
+        await (await other.get_queue("slow")).consume(take)
+
+        def comes_again() -> bool:
+            private_node.enforce_consumer_timeout()
+            return len(got) == 2
+
+        await _until(comes_again)
+        assert got[1].redelivered
+
+
+# --- clusters
+
+
+async def _publish_to_quorum_queue(node: Node, queue: str) -> None:
+    async with await aio_pika.connect(node.url()) as connection:
+        channel = await connection.channel()
+        await channel.declare_queue(queue, durable=True, arguments={"x-queue-type": "quorum"})
+        await channel.default_exchange.publish(
+            aio_pika.Message(b"x", delivery_mode=aio_pika.DeliveryMode.PERSISTENT), queue
+        )
+
+
+async def test_the_members_of_a_cluster_are_one_broker(cluster: Cluster) -> None:
+    first, second, third = cluster.nodes
+    await _publish_to_quorum_queue(first, "shared")
+    await _until(lambda: cluster.leader("shared").queues()["shared"].messages == 1)
+    assert "shared" in second.queues()
+    assert cluster.leader("shared") in cluster.nodes
+    assert len({node.port for node in cluster.nodes}) == 3
+    assert {_epmd_port(node) for node in cluster.nodes} == {_epmd_port(third)}
+
+
+@pytest.mark.parametrize("way", ["kill", "stop_app"])
+async def test_a_confirmed_message_outlives_the_loss_of_two_members(cluster: Cluster, way: str) -> None:
+    first, *others = cluster.nodes
+    await _publish_to_quorum_queue(first, "kept")
+    for node in others:
+        getattr(node, way)()
+    cluster.wait_running([first])
+    for node in others:
+        if way == "stop_app":
+            node.start_app()
+    cluster.start_nodes()
+    cluster.wait_running(cluster.nodes)
+    async with await aio_pika.connect(others[0].url()) as connection:
+        queue = await (await connection.channel()).get_queue("kept")
+        message = await queue.get(timeout=_SOON)
+        await message.ack()
+        assert message.body == b"x"
+
+
+def test_closing_a_cluster_leaves_nothing_behind() -> None:
+    with Cluster(size=2) as cluster:
+        pids, epmd_port = [node.pid for node in cluster.nodes], _epmd_port(cluster.nodes[1])
+    cluster.close()
+    assert not any(node.folder.exists() for node in cluster.nodes)
+    assert not any(map(_exists, pids))
+    assert all(map(_refuses, (epmd_port, *(node.port for node in cluster.nodes))))
 
 
 def test_reset_removes_what_tests_made(private_node: Node) -> None:
