@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import asynccontextmanager
+from random import Random
 from uuid import uuid4
 
 import pytest
 
-from aiorpcq.errors import ConnectFailed, ConnectionLost, RPCError
-from aiorpcq.transports import supervisor as module
+from aiorpcq.errors import ConnectFailed, ConnectionLost, RPCError, TopologyMismatch
 from aiorpcq.transports.base import Link
 from aiorpcq.transports.memory import MemoryTransport
 from aiorpcq.transports.supervisor import Supervisor
@@ -24,22 +24,26 @@ logger = logging.getLogger("aiorpcq.client")
 class Failing:
     """Connects to a broker in the process, once it has raised what it was given."""
 
-    def __init__(self) -> None:
+    def __init__(self, tried: list[str] | None = None) -> None:
         self._transport = MemoryTransport(f"memory://{uuid4().hex}")
         self.address = self._transport.address
         self.broker = self._transport.broker
         self.failures: list[Exception] = []
+        self._tried = tried
 
     async def connect(self, timeout: float) -> Link:
+        if self._tried is not None:
+            self._tried.append(self.address)
         if self.failures:
             raise self.failures.pop()
         return await self._transport.connect(timeout)
 
 
-class Chance:
-    """Chooses the shortest of the times to wait, and keeps the longest."""
+class Chance(Random):
+    """Chooses the shortest of the times to wait, and keeps the longest; the same order every time."""
 
     def __init__(self) -> None:
+        super().__init__(7)
         self.longest: list[float] = []
 
     def uniform(self, low: float, high: float) -> float:
@@ -50,12 +54,15 @@ class Chance:
 class Bench:
     """A supervisor, and what became of its links."""
 
-    def __init__(self) -> None:
-        self.transport = Failing()
+    def __init__(self, chance: Chance, addresses: int = 1) -> None:
+        self.chance = chance
+        self.tried: list[str] = []
+        self.transports = [Failing(self.tried) for _ in range(addresses)]
+        self.transport = self.transports[0]
         self.lost: list[RPCError] = []
         self.generations: list[int] = []
         self.setups: list[Callable[[Link], None]] = []
-        self.supervisor = Supervisor(self.transport, self._setup, self.lost.append, logger)
+        self.supervisor = Supervisor(self.transports, self._setup, self.lost.append, logger, random=chance)
 
     async def _setup(self, link: Link, generation: int) -> None:
         self.generations.append(generation)
@@ -64,7 +71,11 @@ class Bench:
 
     async def lose(self) -> None:
         """Take the link away, and wait for the next."""
-        self.transport.broker.drop_links()
+        for transport in self.transports:
+            transport.broker.drop_links()
+        await self.next_link()
+
+    async def next_link(self) -> None:
         async with asyncio.timeout(_PATIENCE):
             while not self.lost:  # noqa: ASYNC110 - it takes some turns of the loop, and nothing tells
                 await asyncio.sleep(0)
@@ -72,21 +83,38 @@ class Bench:
 
     @property
     def links(self) -> int:
-        return self.transport.broker.statistics().links
+        return sum(transport.broker.statistics().links for transport in self.transports)
+
+    def numbers(self) -> list[int]:
+        """Which addresses were tried since it was last asked, in order."""
+        tried, self.tried[:] = list(self.tried), []
+        addresses = [transport.address for transport in self.transports]
+        return [addresses.index(address) for address in tried]
 
 
 @pytest.fixture
-def chance(monkeypatch: pytest.MonkeyPatch) -> Chance:
-    fixed = Chance()
-    monkeypatch.setattr(module, "_random", fixed)
-    return fixed
+def chance() -> Chance:
+    return Chance()
+
+
+@asynccontextmanager
+async def supervised(chance: Chance, addresses: int = 1) -> AsyncIterator[Bench]:
+    built = Bench(chance, addresses)
+    try:
+        yield built
+    finally:
+        await built.supervisor.close()
 
 
 @pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
-    async with AsyncExitStack() as stack:
-        built = Bench()
-        stack.push_async_callback(built.supervisor.close)
+async def bench(chance: Chance) -> AsyncIterator[Bench]:
+    async with supervised(chance) as built:
+        yield built
+
+
+@pytest.fixture
+async def three(chance: Chance) -> AsyncIterator[Bench]:
+    async with supervised(chance, 3) as built:
         yield built
 
 
@@ -136,6 +164,112 @@ async def test_it_goes_on_after_an_exception_of_the_setup_and_leaves_no_link_of_
     await bench.lose()
     assert bench.generations == [1, 2, 3, 4]
     assert bench.links == 1
+
+
+# --- several addresses
+
+
+async def test_it_starts_at_the_first_address_that_answers(three: Bench) -> None:
+    three.transports[0].failures = [ConnectFailed("refused")]
+    await three.supervisor.start()
+    assert three.numbers() == [0, 1]
+    assert three.supervisor.address == three.transports[1].address
+
+
+async def test_a_failed_start_names_every_address_and_its_reason(three: Bench) -> None:
+    for number, transport in enumerate(three.transports):
+        transport.failures = [ConnectFailed(f"reason {number}")]
+    with pytest.raises(ConnectFailed) as caught:
+        await three.supervisor.start()
+    text = str(caught.value)
+    for number, transport in enumerate(three.transports):
+        assert f"{transport.address}: reason {number}" in text
+    assert three.numbers() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("addresses", [1, 3])
+async def test_a_topology_mismatch_everywhere_is_one_at_start(chance: Chance, addresses: int) -> None:
+    def mismatch(_link: Link) -> None:
+        raise TopologyMismatch("queue 'q' exists with another x-max-length")
+
+    async with supervised(chance, addresses) as bench:
+        bench.setups = [mismatch] * addresses
+        with pytest.raises(TopologyMismatch, match="x-max-length"):
+            await bench.supervisor.start()
+        assert bench.links == 0
+
+
+async def test_failures_of_different_kinds_are_a_connect_failed(three: Bench) -> None:
+    for transport in three.transports:
+        transport.failures = [ConnectFailed("refused")]
+    three.transports[1].failures = [TopologyMismatch("another")]
+    with pytest.raises(ConnectFailed) as caught:
+        await three.supervisor.start()
+    assert type(caught.value) is ConnectFailed
+
+
+async def test_the_lost_address_is_tried_last_and_it_waits_between_rounds_only(three: Bench) -> None:
+    await three.supervisor.start()
+    assert three.numbers() == [0]
+    for transport in three.transports:
+        transport.failures = [ConnectFailed("refused") for _ in range(2)]
+    three.transports[0].failures.pop()
+    await three.lose()
+    tried = three.numbers()
+    assert sorted(tried[:2]) == [1, 2]
+    assert tried[2] == 0  # refused once
+    assert sorted(tried[3:5]) == [1, 2]
+    assert tried[5:] == [0]
+    assert three.chance.longest == [0.1, 0.2]
+    assert three.supervisor.address == three.transports[0].address
+
+
+async def test_the_others_are_tried_in_an_order_of_chance(chance: Chance) -> None:
+    async with supervised(chance, 5) as bench:
+        await bench.supervisor.start()
+        bench.numbers()
+        for transport in bench.transports:
+            transport.failures = [ConnectFailed("refused") for _ in range(20)]
+        await bench.lose()
+        tried = bench.numbers()
+    rounds = [tuple(tried[at : at + 5]) for at in range(0, 100, 5)]
+    assert {each[-1] for each in rounds} == {0}
+    assert len(set(rounds)) > 5
+
+
+# --- giving up a link
+
+
+async def test_a_reset_goes_on_to_the_next_generation_with_its_reason(bench: Bench) -> None:
+    await bench.supervisor.start()
+    former = bench.supervisor.link
+    assert former is not None
+    reason = ConnectionLost("of no use")
+    bench.supervisor.reset(reason)
+    assert bench.supervisor.link is None
+    bench.supervisor.reset(ConnectionLost("again"))
+    await bench.next_link()
+    assert bench.lost == [reason]
+    assert former.lost.done()
+    assert bench.supervisor.link is not former
+    assert bench.generations == [1, 2]
+    assert bench.links == 1
+
+
+async def test_a_reset_without_a_link_does_nothing(bench: Bench) -> None:
+    bench.supervisor.reset(ConnectionLost("too early"))
+    await bench.supervisor.start()
+    assert bench.supervisor.link is not None
+    await bench.supervisor.close()
+    bench.supervisor.reset(ConnectionLost("too late"))
+    assert bench.lost == []
+
+
+async def test_a_close_right_after_a_reset_closes_the_link(bench: Bench) -> None:
+    await bench.supervisor.start()
+    bench.supervisor.reset(ConnectionLost("of no use"))
+    await bench.supervisor.close()
+    assert bench.links == 0
 
 
 # --- closing

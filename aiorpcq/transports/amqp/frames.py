@@ -17,6 +17,8 @@ from ...protocol.messages import Publication
 from .properties import PropertyError, encode_properties, encode_short_string
 
 __all__ = [
+    "BASIC_CONSUME",
+    "BASIC_QOS",
     "FRAME_OVERHEAD",
     "HEARTBEAT",
     "Event",
@@ -24,6 +26,7 @@ __all__ = [
     "FrameError",
     "FrameParser",
     "PublishEncoder",
+    "close_cause",
     "close_reason",
     "delivery_route",
     "encode_ack",
@@ -37,6 +40,9 @@ FRAME_OVERHEAD: Final = 8
 """Bytes of a frame besides its payload: type, channel, size and the end octet."""
 
 HEARTBEAT: Final = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+
+BASIC_QOS: Final = (60, 10)
+BASIC_CONSUME: Final = (60, 20)
 
 _METHOD: Final = 1
 _HEADER: Final = 2
@@ -129,9 +135,10 @@ class _Assembly:
 class FrameParser:
     """Inbound bytes to events.
 
-    *channels* are the lane's; the set is shared and may change between reads. A frame of more than *frame_max* bytes is
-    refused; a body above *max_body* bytes is skipped and its size told, since closing the connection would only have it
-    delivered again. What is buffered is bounded by those two.
+    *channels* are the lane's; the set is shared and may change between reads. A channel that closes leaves it, since
+    its number may be another's from the next frame on. A frame of more than *frame_max* bytes is refused; a body above
+    *max_body* bytes is skipped and its size told, since closing the connection would only have it delivered again. What
+    is buffered is bounded by those two.
     """
 
     __slots__ = (
@@ -300,6 +307,7 @@ class FrameParser:
                 raise FrameError(f"method frame on channel {channel} in the midst of content")
             del self._assemblies[channel]
         if closing:
+            self._channels.discard(channel)
             events.append(Event(EventKind.CHANNEL_CLOSED, channel, payload[4:]))
             return False
         kind = _CONFIRMS.get(method)
@@ -439,6 +447,18 @@ def close_reason(arguments: bytes) -> str:
     if len(arguments) < 3:
         return ""
     return f"{int.from_bytes(arguments[:2], 'big')} {_short_string(arguments, 2)[0]}"
+
+
+def close_cause(arguments: bytes) -> tuple[int, int]:
+    """Return class and method that Channel.Close is the answer to; zeros where the broker closed it by itself."""
+    if len(arguments) < 3:
+        return 0, 0
+    cause = arguments[_short_string_end(arguments, 2) :]
+    return int.from_bytes(cause[:2], "big"), int.from_bytes(cause[2:4], "big")
+
+
+def _short_string_end(data: bytes, at: int) -> int:
+    return at + 1 + data[at]
 
 
 def _short_string(data: bytes, at: int) -> tuple[str, int]:

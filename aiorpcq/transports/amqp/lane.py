@@ -12,13 +12,15 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Final, Protocol
 
-from ...errors import ConnectionLost, PayloadTooLarge
+from ...errors import ConnectionLost, PayloadTooLarge, RPCError
 from ...protocol.messages import Outcome, Properties, Publication
 from ..base import Delivery
+from .consumer import Consumer, Standing
 from .frames import (
     Event,
     EventKind,
     PublishEncoder,
+    close_cause,
     close_reason,
     delivery_route,
     encode_ack,
@@ -102,20 +104,15 @@ class LaneConnection(Protocol):
     def fail(self, error: ConnectionLost) -> None:
         """Give up on the connection."""
 
-
-class _Consumer:
-    __slots__ = ("cancelled", "no_ack", "on_delivery")
-
-    def __init__(self, on_delivery: Callable[[Delivery], None], no_ack: bool) -> None:
-        self.on_delivery = on_delivery
-        self.no_ack = no_ack
-        self.cancelled: asyncio.Future[None] | None = None
+    def lane_closed(self, lane: Lane, error: ConnectionLost) -> None:
+        """Let *lane* go, whose channel the broker closed, and have it closed."""
 
 
 class Lane:
     """One channel in confirm mode: what is unconfirmed, what is unacknowledged, who consumes.
 
     The unconfirmed are bounded by what callers and workers have under way, the unacknowledged by prefetch.
+    *on_returned* gets routing key and properties of what was returned and nobody waits for.
     """
 
     __slots__ = (
@@ -125,21 +122,32 @@ class Lane:
         "_encoder",
         "_max_body",
         "_next_tag",
+        "_on_returned",
         "_unconfirmed",
         "_unsettled",
         "channel",
+        "close_cause",
         "closed",
     )
 
-    def __init__(self, connection: LaneConnection, channel: int, frame_max: int, max_body: int) -> None:
+    def __init__(
+        self,
+        connection: LaneConnection,
+        channel: int,
+        frame_max: int,
+        max_body: int,
+        on_returned: Callable[[str, Properties], None] | None = None,
+    ) -> None:
         self.channel = channel
         self.closed: ConnectionLost | None = None
+        self.close_cause = (0, 0)
+        self._on_returned = on_returned
         self._connection = connection
         self._encoder = PublishEncoder(channel, frame_max)
         self._max_body = max_body
         self._next_tag = 1
         self._unconfirmed: dict[int, Publication] = {}
-        self._consumers: dict[bytes, _Consumer] = {}
+        self._consumers: dict[bytes, Consumer] = {}
         self._acks: set[int] = set()
         self._unsettled: dict[int, None] = {}  # delivery tags in order
 
@@ -198,18 +206,37 @@ class Lane:
             unsettled.pop(tag, None)
         return frames
 
-    def add_consumer(self, tag: str, on_delivery: Callable[[Delivery], None], *, no_ack: bool) -> None:
+    def add_consumer(
+        self,
+        tag: str,
+        on_delivery: Callable[[Delivery], None],
+        *,
+        no_ack: bool,
+        on_cancelled: Callable[[RPCError], None] | None = None,
+    ) -> Consumer:
         """Route deliveries for consumer *tag*; to be called before the broker is asked to consume."""
-        self._consumers[tag.encode()] = _Consumer(on_delivery, no_ack)
+        consumer = self._consumers[tag.encode()] = Consumer(tag, on_delivery, no_ack, on_cancelled)
+        return consumer
 
-    async def cancel_consumer(self, tag: str) -> None:
+    def consuming(self, consumer: Consumer) -> None:
+        """Take the broker's word that *consumer* consumes; where the broker has ended it since, its owner is told."""
+        if consumer.standing is Standing.ENDED:
+            self._connection.loop.call_soon(consumer.tell, _consumer_ended())
+        else:
+            consumer.standing = Standing.CONSUMING
+
+    def forget_consumer(self, consumer: Consumer) -> None:
+        """Drop a consumer that the broker did not take."""
+        self._consumers.pop(consumer.tag.encode(), None)
+
+    async def cancel_consumer(self, consumer: Consumer) -> None:
         """Cancel a consumer and wait until nothing more comes for it, or the lane is closed."""
-        consumer = self._consumers.get(tag.encode())
-        if consumer is None or self.closed is not None:
+        consumer.standing = Standing.UNWANTED
+        if self.closed is not None or consumer.tag.encode() not in self._consumers:
             return
         if consumer.cancelled is None:
             consumer.cancelled = self._connection.loop.create_future()
-            self._connection.write(encode_cancel(self.channel, tag))
+            self._connection.write(encode_cancel(self.channel, consumer.tag))
         await asyncio.shield(consumer.cancelled)
 
     def handle(self, event: Event) -> None:
@@ -228,23 +255,46 @@ class Lane:
             if consumer is not None and consumer.cancelled is not None:
                 _wake(consumer.cancelled)
         elif kind is EventKind.CANCEL:
-            self._connection.fail(ConnectionLost("the broker cancelled a consumer: its queue was deleted or moved"))
+            self._end_consumer(event.payload)
         else:
-            self._connection.fail(ConnectionLost(f"the broker closed the channel: {close_reason(event.payload)}"))
+            self.close_cause = close_cause(event.payload)
+            error = ConnectionLost(f"the broker closed the channel: {close_reason(event.payload)}")
+            self._connection.lane_closed(self, error)
 
-    def close(self, error: ConnectionLost) -> None:
-        """Settle everything as lost."""
+    def close(self, error: ConnectionLost) -> list[Consumer]:
+        """Settle everything as lost, and make deliveries in hand void; return the consumers that ended with it.
+
+        Those that the broker has not taken yet are not among them: who asked for them is told by what it asked.
+        """
         if self.closed is not None:
-            return
+            return []
         self.closed = error
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
         consumers, self._consumers = self._consumers, {}
         self._acks.clear()
+        self._unsettled.clear()
         for publication in unconfirmed.values():
             _settle(publication, Outcome.LOST)
         for consumer in consumers.values():
             if consumer.cancelled is not None:
                 _wake(consumer.cancelled)
+        return [consumer for consumer in consumers.values() if consumer.standing is Standing.CONSUMING]
+
+    def _end_consumer(self, tag: bytes) -> None:
+        """Take note that the broker cancelled a consumer."""
+        consumer = self._consumers.pop(tag, None)
+        if consumer is None:
+            return
+        if consumer.cancelled is not None:
+            _wake(consumer.cancelled)
+        if consumer.standing is Standing.UNWANTED:
+            return
+        if consumer.on_cancelled is None:
+            self._connection.fail(_consumer_ended())
+        elif consumer.standing is Standing.ASKED:
+            consumer.standing = Standing.ENDED
+        else:
+            consumer.tell(_consumer_ended())
 
     def _deliver(self, event: Event) -> None:
         consumer_tag, tag, redelivered = split_delivery(event.payload)
@@ -300,6 +350,13 @@ class Lane:
                 del self._unconfirmed[tag]
                 _settle(publication, Outcome.RETURNED)
                 return
+        if self._on_returned is not None:
+            self._on_returned(routing_key, properties)
+
+
+def _consumer_ended() -> ConnectionLost:
+    reasons = "its queue was deleted or moved, or it held a message for too long"
+    return ConnectionLost(f"the broker cancelled a consumer: {reasons}")
 
 
 def _settle(publication: Publication, outcome: Outcome) -> None:

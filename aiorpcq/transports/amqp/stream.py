@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from ...errors import ConnectionLost, RPCError
+from ...protocol.messages import Properties
 from .frames import HEARTBEAT, EventKind, FrameError, FrameParser, close_reason
 from .lane import Lane
 
@@ -34,7 +35,8 @@ _PASS: Final = EventKind.PASS  # a global: in Python 3.11 a member costs four ti
 class LaneProtocol(asyncio.StreamReaderProtocol):
     """The protocol of one connection: splits what comes in, joins what goes out, and listens for silence.
 
-    *on_lost* is called once, with the reason.
+    *on_lost* is called once, with the reason; *on_lane_closed* with each lane whose channel the broker closed, which it
+    has to close.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         max_body: int,
         on_lost: Callable[[RPCError], None],
         on_writable: Callable[[bool], None],
+        on_lane_closed: Callable[[Lane, ConnectionLost], None] | None = None,
     ) -> None:
         super().__init__(reader, loop=loop)
         self.loop = loop
@@ -54,6 +57,7 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         self._lanes: dict[int, Lane] = {}
         self._on_lost = on_lost
         self._on_writable = on_writable
+        self._on_lane_closed = on_lane_closed
         self._out: list[bytes] = []
         self._acking: list[Lane] = []
         self._flush_scheduled = False
@@ -61,7 +65,7 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         self._out_size = 0
         self._full = False
         self._paused = False
-        self._lost = False
+        self._lost: ConnectionLost | None = None
         self._heard = True
         self._silences = 0
         self._fed_at = 0.0
@@ -72,7 +76,7 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         """Keep the transport; aiormq gets it through its own writer."""
         self._socket = cast(asyncio.Transport, transport)  # uvloop's do not inherit from asyncio's
         super().connection_made(transport)
-        if self._lost:
+        if self._lost is not None:
             self._socket.abort()
 
     def negotiated(self, frame_max: int, heartbeat: float) -> None:
@@ -81,11 +85,32 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         if heartbeat > 0:
             self._watch(heartbeat)
 
-    def open_lane(self, channel: int) -> Lane:
+    @property
+    def writable(self) -> bool:
+        """Whether the broker has not blocked us and the output buffer is below its high-water mark."""
+        return not self._paused and not self.blocked and not self._full
+
+    def open_lane(self, channel: int, on_returned: Callable[[str, Properties], None] | None = None) -> Lane:
         """Take over a channel that aiormq has opened in confirm mode."""
-        lane = self._lanes[channel] = Lane(self, channel, self._frame_max, self._max_body)
+        lane = self._lanes[channel] = Lane(self, channel, self._frame_max, self._max_body, on_returned)
         self._channels.add(channel)
+        if self._lost is not None:
+            lane.close(self._lost)
         return lane
+
+    def lane_closed(self, lane: Lane, error: ConnectionLost) -> None:
+        """Let *lane* go, whose channel the broker closed: what waits to be sent on it is not.
+
+        After aiormq's CloseOk it would cost the whole connection (504).
+        """
+        if self._on_lane_closed is None:
+            self.fail(error)
+            return
+        del self._lanes[lane.channel]
+        channel = lane.channel.to_bytes(2, "big")
+        self._out = [frames for frames in self._out if frames[1:3] != channel]
+        self._acking = [other for other in self._acking if other is not lane]
+        self._on_lane_closed(lane, error)
 
     def write(self, frames: bytes) -> None:
         """Send whole frames with everything else of this iteration of the event loop."""
@@ -102,7 +127,7 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         """Send whole frames now, unless others wait already: where nothing else is under way nothing will join them,
         and an iteration of the event loop is a third of the caller's part in a call made alone.
         """
-        if self._flush_scheduled or self._lost or self._socket is None:
+        if self._flush_scheduled or self._lost is not None or self._socket is None:
             self.write(frames)
         else:
             self._socket.write(frames)
@@ -121,12 +146,12 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         if self._acking:
             acking, self._acking = self._acking, []
             out.extend(lane.pending_acks() for lane in acking)
-        if out and not self._lost and self._socket is not None:
+        if out and self._lost is None and self._socket is not None:
             self._socket.write(b"".join(out))
         self._out_size = 0
         if self._full:
             self._full = False
-            self._on_writable(not self._paused and not self.blocked)
+            self._on_writable(self.writable)
 
     def data_received(self, data: bytes) -> None:
         """Handle lane events on the spot, and feed the rest to aiormq's reader."""
@@ -168,7 +193,7 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         """Below the low-water mark again."""
         super().resume_writing()
         self._paused = False
-        self._on_writable(not self.blocked and not self._full)
+        self._on_writable(self.writable)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is closed."""
@@ -182,9 +207,9 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
             self._socket.abort()
 
     def _lose(self, error: ConnectionLost) -> None:
-        if self._lost:
+        if self._lost is not None:
             return
-        self._lost = True  # what waits is not sent: after a CloseOk it would cost the whole connection (504)
+        self._lost = error  # what waits is not sent: after a CloseOk it would cost the whole connection (504)
         if self._watchdog is not None:
             self._watchdog.cancel()
         for lane in self._lanes.values():
@@ -194,7 +219,7 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
 
     def _set_blocked(self, blocked: bool) -> None:
         self.blocked = blocked
-        self._on_writable(not blocked and not self._paused and not self._full)
+        self._on_writable(self.writable)
 
     def _watch(self, heartbeat: float) -> None:
         """Give up after two silent heartbeats (AMQP 0-9-1, section 4.2.7), counted in quarters of one."""

@@ -18,8 +18,9 @@ from aiormq.exceptions import (
 
 from ...errors import ConnectFailed, ConnectionLost, RPCError, TopologyMismatch
 from ...protocol.topology import Binding, Exchange, Queue
+from ..base import QueueStatus
 
-__all__ = ["declare_entity", "refusal"]
+__all__ = ["declare_entity", "describe", "inspect_queue", "refusal"]
 
 _INEQUIVALENT = re.compile(
     r"inequivalent arg '(?P<argument>[^']+)' for (?P<entity>.+?) in vhost .*?: (?P<difference>.*)"
@@ -46,6 +47,12 @@ async def declare_entity(channel: AbstractChannel, entity: Exchange | Queue | Bi
         )
     else:
         await channel.queue_bind(entity.queue, entity.exchange, routing_key=entity.routing_key)
+
+
+async def inspect_queue(channel: AbstractChannel, queue: str) -> QueueStatus:
+    """Ask about a queue without making one: a passive declare, which the broker refuses where there is none."""
+    answer = await channel.queue_declare(queue, passive=True)
+    return QueueStatus(messages=answer.message_count or 0, consumers=answer.consumer_count or 0)
 
 
 def refusal(error: BaseException, subject: str) -> RPCError:

@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from ...errors import ConnectionLost
-from ...protocol.messages import Outcome
+from ...errors import ConnectionLost, RPCError
+from ...protocol.messages import Outcome, Publication
 from .base import BrokerLink
 from .exchange import MemoryExchange
 from .message import Message, dead_letter, is_cycle
@@ -47,6 +47,7 @@ class Dispatcher:
         self.delivered = 0
         self.dead_lettered = 0
         self.dropped = 0
+        self.lost_confirms: list[Callable[[Publication], bool] | None] = []
         self._clock = clock
         self._topology = topology
         self._exchanges = topology.exchanges
@@ -124,7 +125,7 @@ class Dispatcher:
             self._bury(queue, queue.take(), "expired")
 
     def delete(self, queue: MemoryQueue) -> None:
-        """Delete *queue* with its messages; the links that consume from it are lost. Idempotent."""
+        """Delete *queue* with its messages, and end its consumers. Idempotent."""
         if queue.is_deleted:
             return
         queue.is_deleted = True
@@ -132,8 +133,22 @@ class Dispatcher:
         self.dropped += queue.clear()
         if queue.timer is not None:
             queue.timer.cancel()
-        for consumer in tuple(queue.consumers):
-            consumer.link.lose(ConnectionLost(f"queue {queue.name!r} was deleted"))
+        self.cancel_consumers(queue, ConnectionLost(f"queue {queue.name!r} was deleted"))
+
+    def cancel_consumers(self, queue: MemoryQueue, reason: RPCError) -> int:
+        """End the consumers of *queue*, which stays even where it is auto-delete; return how many there were."""
+        consumers, now = tuple(queue.consumers), self.now()
+        for consumer in consumers:
+            queue.unsubscribe(consumer, now)
+        for consumer in consumers:
+            consumer.link.end(consumer, reason)
+        return len(consumers)
+
+    def drop_transient(self, queue: MemoryQueue) -> int:
+        """Drop what a restart would from *queue*; return how many messages."""
+        dropped = queue.drop_transient()
+        self.dropped += dropped
+        return dropped
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         if loop is not self.loop:
@@ -153,26 +168,34 @@ class Dispatcher:
     def _route_outbox(self, link: BrokerLink, now: float) -> None:
         """Route what *link* has published so far, and settle it in order.
 
-        What is left when the link is lost on the way is the link's to settle as LOST.
+        What is left when the link or its channel is lost on the way is the link's to settle as LOST.
         """
         link.is_posted = False
         outbox = link.outbox
         exchanges = self._exchanges
         for _ in range(len(outbox)):
-            if link.is_lost:
+            if link.is_lost or link.is_reopening:
+                return
+            if link.is_frozen:
+                link.is_posted = True  # so that nothing more is posted
                 return
             publication, message = outbox[0]
             exchange = exchanges.get(message.exchange)
             if exchange is None:
-                link.lose(ConnectionLost(f"no exchange {message.exchange!r} to publish to"))
+                link.close_channel(ConnectionLost(f"no exchange {message.exchange!r} to publish to"))
                 return
-            outbox.popleft()
             self.published += 1
             outcome = self._route(exchange, message, now)
+            if self.lost_confirms and self._loses_confirm(publication):
+                link.lose(ConnectionLost("the link was lost before a confirm"))
+                return
+            outbox.popleft()
             if outcome is Outcome.RETURNED:
                 self.unroutable += 1
                 if not publication.mandatory:
                     outcome = Outcome.CONFIRMED
+                elif publication.settled is None:
+                    self._tell_returned(link, publication)
             settled = publication.settled
             if settled is not None:
                 try:
@@ -181,6 +204,21 @@ class Dispatcher:
                     logger.exception("settled callback of link %s raised", link.name)
         if not self.is_blocked:
             link.resume()
+
+    def _loses_confirm(self, publication: Publication) -> bool:
+        for matching in self.lost_confirms:
+            if matching is None or matching(publication):
+                self.lost_confirms.remove(matching)
+                return True
+        return False
+
+    def _tell_returned(self, link: BrokerLink, publication: Publication) -> None:
+        if link.on_returned is None:
+            return
+        try:
+            link.on_returned(publication.routing_key, publication.properties)
+        except _USER_ERRORS:
+            logger.exception("return callback of link %s raised", link.name)
 
     def _route(self, exchange: MemoryExchange, message: Message, now: float) -> Outcome:
         keys = message.keys
@@ -192,6 +230,8 @@ class Dispatcher:
             if not self._put(queue, message.copy() if index else message, now):
                 self.refused += 1
                 outcome = Outcome.REFUSED
+        if queues[0].is_hidden and all(queue.is_hidden for queue in queues):
+            return Outcome.RETURNED  # delivered, and yet not routed to any queue (RabbitMQ, "Direct Reply-to")
         return outcome
 
     def _put(self, queue: MemoryQueue, message: Message, now: float) -> bool:
@@ -241,6 +281,8 @@ class Dispatcher:
             consumer = waiting.popleft()
             delivery = consumer.deliver(message)
             self.delivered += 1
+            if consumer.link.is_frozen:
+                continue
             try:
                 consumer.on_delivery(delivery)
             except _USER_ERRORS:

@@ -7,13 +7,15 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
-from ...errors import ConnectionLost, PayloadTooLarge, RPCError
-from ...protocol.messages import Outcome, Publication
+from ...errors import ConnectFailed, ConnectionLost, PayloadTooLarge, RPCError
+from ...protocol.messages import Outcome, Properties, Publication
 from ...protocol.topology import Binding, Exchange, Queue
-from ..base import Delivery
+from ..base import Delivery, QueueStatus
+from ..replacements import Replacements
 from .broker import MemoryBroker
 from .message import Message
 from .queue import Consumer
+from .topology import DIRECT_REPLY_TO
 
 __all__ = ["MemoryLink", "MemorySubscription"]
 
@@ -25,13 +27,13 @@ _HIGH_WATER = 4_096  # publications that wait for the broker
 class MemorySubscription:
     """A consumer on a queue of the broker in the process."""
 
-    def __init__(self, broker: MemoryBroker, consumer: Consumer) -> None:
-        self._broker = broker
+    def __init__(self, link: MemoryLink, consumer: Consumer) -> None:
+        self._link = link
         self._consumer = consumer
 
     async def cancel(self) -> None:
         """Stop it. Once this returns nothing more is delivered; what was delivered can still be settled."""
-        self._broker.unsubscribe(self._consumer)
+        await self._link.unsubscribe(self._consumer)
 
 
 class MemoryLink:
@@ -41,6 +43,8 @@ class MemoryLink:
     bounded by publishers that stop while the link is not `writable`: from 4,096 of them on it is not. A link that is
     lost is writable, so that nobody waits for it; what is published there ends as LOST.
 
+    Where its channel is closed it goes on with another in the next iteration of the loop.
+
     Raises:
         ConnectFailed: the broker refuses.
     """
@@ -48,12 +52,17 @@ class MemoryLink:
     def __init__(self, broker: MemoryBroker, name: str, max_size: int) -> None:
         self.name = name
         self.is_lost = False
+        self.is_frozen = False
+        self.is_reopening = False
+        self.on_returned: Callable[[str, Properties], None] | None = None
         self.outbox: deque[tuple[Publication, Message]] = deque()
         self.consumers: dict[Consumer, None] = {}
         self.writable = True
         self._broker = broker
         self.max_size = max_size
         self.is_posted = False
+        self._direct_reply_queue: str | None = None
+        self._replacements = Replacements()
         self._resumed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[RPCError] = self._loop.create_future()
@@ -78,7 +87,10 @@ class MemoryLink:
         if size > self.max_size:
             raise PayloadTooLarge(f"body of {size} bytes is larger than the limit of {self.max_size}")
         outbox = self.outbox
-        outbox.append((publication, Message.of(publication)))
+        message = Message.of(publication)
+        if message.properties.reply_to == DIRECT_REPLY_TO:
+            self._reply_directly(message)
+        outbox.append((publication, message))
         if not self.is_posted:
             self._post()
         if len(outbox) >= _HIGH_WATER and self.writable and not self.is_lost:
@@ -97,9 +109,19 @@ class MemoryLink:
             ConnectFailed: it cannot be declared.
             ConnectionLost: the link is lost.
         """
-        self._check_open()
+        await self._check_open()
         for entity in entities:
             self._broker.declare(self, entity)
+
+    async def inspect(self, queue: str) -> QueueStatus | None:
+        """Ask about *queue*; None where there is no queue of that name.
+
+        Raises:
+            TopologyMismatch: it is exclusive to another link.
+            ConnectionLost: the link is lost.
+        """
+        await self._check_open()
+        return self._broker.inspect(self, queue)
 
     async def consume(
         self,
@@ -109,21 +131,43 @@ class MemoryLink:
         prefetch: int = 0,
         no_ack: bool = False,
         exclusive: bool = False,
+        on_cancelled: Callable[[RPCError], None] | None = None,
     ) -> MemorySubscription:
-        """Consume from *queue*.
+        """Consume from *queue*; where that is refused the channel is closed.
 
         Raises:
             ConnectFailed: the queue is not there, is another link's, or is in exclusive use.
             ConnectionLost: the link is lost.
         """
-        self._check_open()
+        await self._check_open()
         if any(consumer.is_cancelled for consumer in self.consumers):
             self._forget_cancelled()
-        consumer = self._broker.subscribe(
-            self, queue, on_delivery, prefetch=prefetch, no_ack=no_ack, exclusive=exclusive
-        )
+        try:
+            if queue == DIRECT_REPLY_TO:
+                queue = self._direct_reply_queue = self._broker.direct_reply_queue(self, no_ack=no_ack)
+            consumer = self._broker.subscribe(
+                self,
+                queue,
+                on_delivery,
+                prefetch=prefetch,
+                no_ack=no_ack,
+                exclusive=exclusive,
+                on_cancelled=on_cancelled,
+            )
+        except ConnectFailed as error:
+            self.close_channel(ConnectionLost(f"the broker closed the channel: {error}"))
+            raise
         self.consumers[consumer] = None
-        return MemorySubscription(self._broker, consumer)
+        return MemorySubscription(self, consumer)
+
+    async def unsubscribe(self, consumer: Consumer) -> None:
+        """Cancel *consumer*; it is not told that it has ended. Idempotent."""
+        consumer.on_cancelled = _ignore
+        if self.is_frozen and not self.is_lost:
+            await asyncio.wait((self.lost,))
+        if consumer.queue.name == self._direct_reply_queue:
+            self._direct_reply_queue = None
+        self._broker.unsubscribe(consumer)
 
     async def close(self) -> None:
         """Close the link. What is unsettled has ended as LOST when this returns. Idempotent."""
@@ -136,6 +180,7 @@ class MemoryLink:
             return
         self.is_lost = True
         self._broker.detach(self)
+        self.is_posted = self.is_reopening = False
         if self._loop.is_closed():
             return
         self.resume()
@@ -144,16 +189,64 @@ class MemoryLink:
         if not self.lost.done():
             self.lost.set_result(reason)
 
+    def end(self, consumer: Consumer, reason: RPCError) -> None:
+        """Have *consumer* told that the broker ended it, or be lost where it cannot be told."""
+        if consumer.on_cancelled is None:
+            self.lose(reason)
+        elif not self._loop.is_closed():
+            self._loop.call_soon(self._tell, consumer, reason)
+
+    def close_channel(self, reason: RPCError) -> None:
+        """Give up what is under way and every consumer, and go on with another channel."""
+        if self.is_lost or self.is_reopening:
+            return
+        if not self._replacements.may_replace(self._loop.time()):
+            self.lose(ConnectionLost(f"{reason}; {self._replacements}"))
+            return
+        ended = self._broker.release(self)
+        self._direct_reply_queue = None
+        if any(consumer.on_cancelled is None for consumer in ended):
+            self.lose(reason)
+            return
+        self.is_reopening = self.is_posted = True  # so that what is published meanwhile is lost as well
+        self.hold()
+        self._loop.call_soon(self._reopen, ended, reason)
+
     def hold(self) -> None:
         """Be not writable."""
         self.writable = False
         self._resumed.clear()
 
     def resume(self) -> None:
-        """Be writable again."""
-        if not self.writable:
+        """Be writable again, unless its channel is being replaced."""
+        if not self.writable and not self.is_reopening:
             self.writable = True
             self._resumed.set()
+
+    def _reopen(self, ended: list[Consumer], reason: RPCError) -> None:
+        if self.is_lost:
+            return
+        self.is_reopening = False
+        self._lose_outbox()
+        if not self._broker.is_blocked:
+            self.resume()
+        for consumer in ended:
+            self._tell(consumer, reason)
+
+    def _tell(self, consumer: Consumer, reason: RPCError) -> None:
+        if self.is_lost or self.is_frozen or consumer.on_cancelled is None:
+            return
+        try:
+            consumer.on_cancelled(reason)
+        except (Exception, asyncio.CancelledError):
+            logger.exception("callback of a cancelled consumer of link %s raised", self.name)
+
+    def _reply_directly(self, message: Message) -> None:
+        """Have the reply to *message* sent to the consumer of `DIRECT_REPLY_TO`, which there has to be."""
+        if self._direct_reply_queue is None:
+            self.close_channel(ConnectionLost("the broker closed the channel: no consumer of direct replies"))
+        else:
+            message.reply_to(self._direct_reply_queue)
 
     def _post(self) -> None:
         self.is_posted = True
@@ -173,7 +266,10 @@ class MemoryLink:
                 except (Exception, asyncio.CancelledError):
                     logger.exception("settled callback of link %s raised", self.name)
 
-    def _check_open(self) -> None:
+    async def _check_open(self) -> None:
+        """Raise `ConnectionLost` where the link is lost; while it is frozen no answer comes."""
+        if self.is_frozen and not self.is_lost:
+            await asyncio.wait((self.lost,))
         if self.is_lost:
             raise ConnectionLost(f"link {self.name} is lost")
 
@@ -181,3 +277,7 @@ class MemoryLink:
         self.consumers = {
             consumer: None for consumer in self.consumers if consumer.unsettled or not consumer.is_cancelled
         }
+
+
+def _ignore(_reason: RPCError) -> None:
+    """Stand in for the callback of a consumer that its owner cancelled."""

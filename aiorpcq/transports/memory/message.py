@@ -18,6 +18,7 @@ _ROUTING_HEADERS = ("CC", "BCC")
 _EXPIRATION_LIMIT = 2**32 - 1  # milliseconds; the largest timer of Erlang, RabbitMQ's own limit
 _SHORT_STRING_LIMIT = 255  # AMQP 0-9-1, section 4.2.5.3
 _OCTET_LIMIT = 255
+_PERSISTENT = 2  # delivery mode (AMQP 0-9-1, section 4.2.6.1 and the XML's "basic" class)
 
 
 class Message:
@@ -74,6 +75,17 @@ class Message:
             publication.routing_key,
             keys,
         )
+
+    @property
+    def is_persistent(self) -> bool:
+        """Whether it survives a restart of the broker in a durable queue."""
+        return self.properties.delivery_mode == _PERSISTENT
+
+    def reply_to(self, queue: str) -> None:
+        """Replace the queue that its reply is to go to."""
+        properties = self.properties
+        self.properties = _replaced(properties, properties.headers, properties.expiration)
+        self.properties.reply_to = queue
 
     def copy(self) -> Message:
         """Return the same message for another queue, with headers of its own."""
@@ -195,7 +207,7 @@ def _copy_value(value: Any) -> Any:
     return value
 
 
-def _replaced(properties: Properties, headers: Mapping[str, Any], expiration: int | None) -> Properties:
+def _replaced(properties: Properties, headers: Mapping[str, Any] | None, expiration: int | None) -> Properties:
     return Properties(
         properties.content_type,
         properties.content_encoding,

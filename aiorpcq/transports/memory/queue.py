@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any, Protocol
 
 from ...errors import ConnectFailed, RPCError, TopologyMismatch
@@ -36,9 +36,10 @@ class QueueOwner(Protocol):
 
     name: str
     max_size: int
+    is_frozen: bool
 
-    def lose(self, reason: RPCError) -> None:
-        """End the link."""
+    def end(self, consumer: Consumer, reason: RPCError) -> None:
+        """Have *consumer* told that the broker ended it, or be lost where it cannot be told."""
 
 
 class MemoryDelivery:
@@ -93,6 +94,7 @@ class Consumer:
         "is_waiting",
         "link",
         "no_ack",
+        "on_cancelled",
         "on_delivery",
         "prefetch",
         "queue",
@@ -108,6 +110,7 @@ class Consumer:
         prefetch: int,
         no_ack: bool,
         exclusive: bool,
+        on_cancelled: Callable[[RPCError], None] | None,
         wake: Callable[[MemoryQueue], None],
         give_back: Callable[[MemoryQueue, Message, bool], None],
     ) -> None:
@@ -117,6 +120,7 @@ class Consumer:
         self.prefetch = prefetch
         self.no_ack = no_ack
         self.exclusive = exclusive
+        self.on_cancelled = on_cancelled
         self.unsettled: set[MemoryDelivery] = set()
         self.is_cancelled = False
         self.is_waiting = False
@@ -142,7 +146,9 @@ class Consumer:
         return delivery
 
     def release(self, delivery: MemoryDelivery) -> None:
-        """Forget *delivery* and take its credit back."""
+        """Forget *delivery* and take its credit back; a broker that hears nothing of a frozen link does neither."""
+        if self.link.is_frozen:
+            return
         self.unsettled.discard(delivery)
         if not self.is_waiting and not self.is_cancelled:
             self.is_waiting = True
@@ -152,6 +158,8 @@ class Consumer:
 
     def give_back(self, delivery: MemoryDelivery, requeue: bool) -> None:
         """Take *delivery* back into the queue, or have it dead-lettered."""
+        if self.link.is_frozen:
+            return
         self.release(delivery)
         self._give_back(self.queue, delivery.message, requeue)
 
@@ -173,14 +181,17 @@ class _Lane:
 class MemoryQueue:
     """The messages and consumers of a declared queue.
 
+    One that *is_hidden* stands behind direct replies (`topology.DIRECT_REPLY_TO`): nobody has declared it.
+
     It holds as many messages as x-max-length says, without that argument as many as are published, like RabbitMQ.
 
     Raises:
         TopologyMismatch: an argument has a value it cannot have.
     """
 
-    def __init__(self, declared: Queue, owner: QueueOwner | None) -> None:
+    def __init__(self, declared: Queue, owner: QueueOwner | None, *, is_hidden: bool = False) -> None:
         arguments = _Arguments(declared)
+        self.is_hidden = is_hidden
         self.declared = declared
         self.name = declared.name
         self.owner = owner
@@ -276,6 +287,19 @@ class MemoryQueue:
         for lane in self._lanes:
             lane.fresh.clear()
             lane.returned.clear()
+        return dropped
+
+    def drop_transient(self) -> int:
+        """Drop the messages that a restart of the broker would; return how many. A quorum queue has none."""
+        if self.is_quorum:
+            return 0
+        kept = 0
+        for lane in self._lanes:
+            lane.fresh = deque(message for message in lane.fresh if message.is_persistent)
+            lane.returned = [entry for entry in lane.returned if entry[1].is_persistent]
+            heapify(lane.returned)
+            kept += len(lane.fresh) + len(lane.returned)
+        dropped, self.depth = self.depth - kept, kept
         return dropped
 
     def subscribe(self, consumer: Consumer) -> None:

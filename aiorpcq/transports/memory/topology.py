@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 from ...errors import ConnectFailed
 from ...protocol.topology import Binding, Exchange, Queue
 from .exchange import MemoryExchange
 from .queue import MemoryQueue, QueueOwner
 
-__all__ = ["MemoryTopology"]
+__all__ = ["DIRECT_REPLY_TO", "MemoryTopology"]
+
+DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
+"""What stands for a queue of replies that is not declared (RabbitMQ, "Direct Reply-to")."""
 
 _RESERVED = "amq."
 
@@ -18,6 +23,7 @@ class MemoryTopology:
     def __init__(self) -> None:
         self.exchanges = {"": MemoryExchange(Exchange(""))}
         self.queues: dict[str, MemoryQueue] = {}
+        self._reply_queues = count(1)
         for kind in ("direct", "fanout", "topic"):
             self.exchanges[f"{_RESERVED}{kind}"] = MemoryExchange(Exchange(f"{_RESERVED}{kind}", kind))
 
@@ -71,6 +77,14 @@ class MemoryTopology:
         self.exchanges[""].bind(queue, declared.name)
         return queue
 
+    def add_reply_queue(self, owner: QueueOwner) -> MemoryQueue:
+        """Return a hidden queue for direct replies to *owner*, gone with its consumer."""
+        name = f"{DIRECT_REPLY_TO}.{next(self._reply_queues)}"
+        queue = MemoryQueue(Queue(name, durable=False, exclusive=True, auto_delete=True), owner, is_hidden=True)
+        self.queues[name] = queue
+        self.exchanges[""].bind(queue, name)
+        return queue
+
     def bind(self, binding: Binding, owner: QueueOwner) -> None:
         """Bind a queue to an exchange. Idempotent.
 
@@ -85,6 +99,12 @@ class MemoryTopology:
         queue = self.queue(binding.queue)
         queue.check_access(owner)
         exchange.bind(queue, binding.routing_key)
+
+    def remove_transient_exchanges(self) -> None:
+        """Remove the exchanges that are not durable, with their bindings."""
+        for exchange in tuple(self.exchanges.values()):
+            if not exchange.declared.durable:
+                del self.exchanges[exchange.name]
 
     def remove(self, queue: MemoryQueue) -> None:
         """Remove a queue with its bindings, and the auto-delete exchanges that had no other."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import re
 import threading
 import weakref
@@ -42,23 +41,24 @@ def memory_broker(name: str = "default", *, now: Callable[[], float] | None = No
 class MemoryTransport:
     """Makes links to a broker in the process: `memory://` is the one named "default", `memory://name` another.
 
-    It holds its broker, so everything that is made for one URL before the first of them is gone meets on one broker.
+    *name* is what the names of its links begin with, the URL where there is none. It holds its broker, so everything
+    that is made for one URL before the first of them is gone meets on one broker.
 
     Raises:
         ValueError: the URL is not one of those.
     """
 
-    def __init__(self, url: str, *, max_size: int = DEFAULT_MAX_SIZE) -> None:
+    def __init__(self, url: str, *, max_size: int = DEFAULT_MAX_SIZE, name: str = "") -> None:
         parts = urlsplit(url)
-        name = parts.netloc.rpartition("@")[2] or "default"
+        broker = parts.netloc.rpartition("@")[2] or "default"
         if parts.scheme != "memory" or parts.path not in ("", "/") or parts.query or parts.fragment:
-            raise ValueError(f"{parts.scheme}://{name}{parts.path} is not of the form memory://name")
-        if not _NAME.match(name):
-            raise ValueError(f"broker name {name!r} does not match [A-Za-z0-9_.-]+")
-        self.address = f"memory://{name}"
-        self.broker = memory_broker(name)
+            raise ValueError(f"{parts.scheme}://{broker}{parts.path} is not of the form memory://name")
+        if not _NAME.match(broker):
+            raise ValueError(f"broker name {broker!r} does not match [A-Za-z0-9_.-]+")
+        self.address = f"memory://{broker}"
+        self.broker = memory_broker(broker)
         self._max_size = max_size
-        self._numbers = itertools.count(1)
+        self._name = name or self.address
 
     def __repr__(self) -> str:
         return f"<MemoryTransport {self.address}>"
@@ -70,4 +70,4 @@ class MemoryTransport:
             ConnectFailed: the broker refuses, or is in use by another event loop.
         """
         await asyncio.sleep(0)
-        return MemoryLink(self.broker, f"{self.address}#{next(self._numbers)}", self._max_size)
+        return MemoryLink(self.broker, f"{self._name}#{next(self.broker.link_numbers)}", self._max_size)

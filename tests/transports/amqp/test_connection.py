@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 import traceback
@@ -11,15 +12,20 @@ from collections.abc import AsyncIterator, Iterator
 from urllib.parse import urlencode
 
 import pytest
+from aiormq.channel import Channel as UnderlyingChannel
+from pamqp.commands import Channel
 
 from aiorpcq import Client, Worker
-from aiorpcq.errors import ConnectFailed, ConnectionLost, DeadlineExceeded, TopologyMismatch
+from aiorpcq.errors import ConnectFailed, ConnectionLost, DeadlineExceeded, RPCError, TopologyMismatch
 from aiorpcq.protocol.messages import Outcome, Properties, Publication
 from aiorpcq.protocol.topology import Binding, Exchange, Names, Queue
 from aiorpcq.transports.amqp.connection import AMQPLink, AMQPTransport
+from aiorpcq.transports.amqp.lane import Lane
 from aiorpcq.transports.base import Delivery
 from tests.contract.parties import calculator
 from tests.node import Node
+
+from . import marshal
 
 PASSWORD = "p4ss-w0rd-of-the-tests"
 QUEUE = Queue("q")
@@ -402,18 +408,92 @@ def delete_queue(vhost: str, queue: str) -> str:
     )
 
 
-async def test_an_error_of_the_channel_loses_what_is_unconfirmed_and_says_why(link: AMQPLink) -> None:
-    outcomes = [publish(link, "k", exchange="no-such-exchange"), publish(link, "nowhere")]
-    async with asyncio.timeout(WAIT):
-        assert await asyncio.gather(*outcomes) == [Outcome.LOST, Outcome.LOST]
-    reason = await lost(link)
-    assert "404 NOT_FOUND" in reason
-    assert "no-such-exchange" in reason
-    assert await asyncio.wait_for(publish(link, "q"), WAIT) is Outcome.LOST
-    with pytest.raises(ConnectionLost):
-        await link.declare(QUEUE)
-    with pytest.raises(ConnectionLost):
-        await link.consume("q", Inbox())
+async def test_an_ack_of_an_unknown_delivery_closes_the_channel_alone(link: AMQPLink) -> None:
+    ended: asyncio.Queue[RPCError] = asyncio.Queue()
+    await link.declare(QUEUE)
+    await link.consume("q", Inbox(), on_cancelled=ended.put_nowait)
+    link._lane.ack(77)
+    error = await asyncio.wait_for(ended.get(), WAIT)
+    assert "406 PRECONDITION_FAILED - unknown delivery tag 77" in str(error)
+    inbox = Inbox()
+    await link.consume("q", inbox)
+    assert await publish(link, "q", b"x") is Outcome.CONFIRMED
+    await inbox.wait()
+
+
+async def test_a_consumer_that_holds_a_message_too_long_loses_its_channel_alone(private_node: Node) -> None:
+    await asyncio.to_thread(private_node.eval, consumer_timeout(200, 100))
+    try:
+        async with connected(private_node.url()) as link:
+            ended: asyncio.Queue[RPCError] = asyncio.Queue()
+            inbox = Inbox()
+            await link.declare(QUORUM)
+            await link.consume("quorum", inbox, on_cancelled=ended.put_nowait)
+            await publish(link, "quorum", b"x")
+            (held,) = await inbox.wait()
+            # RabbitMQ 3.10 closes the channel, 4.3 cancels the consumer.
+            error = str(await asyncio.wait_for(ended.get(), WAIT))
+            assert "timed out" in error or "held a message for too long" in error
+            await link.consume("quorum", inbox, on_cancelled=ended.put_nowait)
+            held.ack()
+            (await inbox.wait(2))[1].ack()
+            await publish(link, "nowhere")  # the broker has read the acknowledgements by then
+            assert ended.empty()
+            assert not link.lost.done()
+    finally:
+        await asyncio.to_thread(private_node.eval, consumer_timeout(1_800_000, 60_000))
+
+
+def consumer_timeout(timeout: int, looks: int) -> str:
+    """Have a consumer hold a message for *timeout* ms at most, looking every *looks* ms."""
+    return (
+        f"application:set_env(rabbit, consumer_timeout, {timeout}), "
+        f"application:set_env(rabbit, channel_tick_interval, {looks})"
+    )
+
+
+QUORUM = Queue("quorum", arguments={"x-queue-type": "quorum"})
+
+
+async def test_a_channel_that_cannot_be_replaced_loses_the_link(private_node: Node) -> None:
+    async with connected(f"{private_node.url()}?heartbeat=1") as link:
+        link._protocol.data_received(channel_close(link._lane.channel))  # type: ignore[union-attr]  # it is open
+        await asyncio.to_thread(private_node.pause)
+        assert await lost(link)
+        assert await asyncio.wait_for(publish(link, "q"), WAIT) is Outcome.LOST
+
+
+def channel_close(channel: int) -> bytes:
+    """What the broker sends to close a channel."""
+    return marshal(Channel.Close(406, "PRECONDITION_FAILED", 0, 0), channel)
+
+
+async def test_a_channel_replaced_again_and_again_leaves_nothing_behind(
+    link: AMQPLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link._replacements, "may_replace", lambda _now: True)
+    ended: asyncio.Queue[RPCError] = asyncio.Queue()
+    await link.declare(QUEUE)
+
+    async def replace(times: int) -> int:
+        for _ in range(times):
+            await link.consume("q", Inbox(), prefetch=5, on_cancelled=ended.put_nowait)
+            publish(link, "k", exchange="no-such-exchange")
+            await asyncio.wait_for(ended.get(), WAIT)
+        gc.collect()
+        return sum(isinstance(kept, (UnderlyingChannel, Lane, asyncio.Future)) for kept in gc.get_objects())
+
+    few = await replace(20)
+    assert await replace(200) <= few + 5
+    assert len(link._under.channels) == 2
+
+
+async def test_subscriptions_that_come_and_go_leave_nothing_behind(link: AMQPLink) -> None:
+    await link.declare(QUEUE)
+    for _ in range(20):
+        await (await link.consume("q", Inbox())).cancel()
+    assert not link._lane_channel.consumers
+    assert not link._lane._consumers
 
 
 async def test_an_operator_closing_the_connection_is_told(link: AMQPLink, node: Node) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ from aiorpcq.transports.amqp.properties import PropertyError, decode_properties
 from . import FRAME_MAX, UNHURRIED, Frame, content, framed, marshal, read_frames
 from .test_properties import PROPERTIES, SHORT_TEXT, narrowed, theirs
 
-LANES = {1, 3}
+LANES = frozenset({1, 3})
 OTHERS = (0, 2, 4)
 MAX_BODY = 5_000
 SMALL_FRAME = 4_096  # the least that may be negotiated (section 4.2.3)
@@ -49,7 +49,7 @@ BODIES = st.one_of(
 
 
 def parser(frame_max: int = FRAME_MAX, max_body: int = MAX_BODY) -> FrameParser:
-    made = FrameParser(LANES, max_body)
+    made = FrameParser(set(LANES), max_body)
     made.frame_max = frame_max
     return made
 
@@ -263,12 +263,21 @@ def test_the_answer_of_another_protocol_version_is_passed_through() -> None:
 
 
 def test_closing_in_the_midst_of_content_ends_it() -> None:
-    made = parser()
+    channels = {1}
+    made = FrameParser(channels, MAX_BODY)
     assert made.feed(b"".join(content(Basic.Deliver("t", 1, False, "", "q"), None, b"never complete")[:2])) == []
     events, _ = feed(made, [marshal(Channel.Close(541, "INTERNAL_ERROR", 0, 0))])
     assert [event.kind for event in events] == [EventKind.CHANNEL_CLOSED]
+    channels.add(1)
     events, _ = feed(made, content(Basic.Deliver("t", 1, False, "", "q"), None, b"whole"))
     assert [event.body for event in events] == [b"whole"]
+
+
+def test_the_number_of_a_closed_channel_is_no_lanes_any_more_even_in_the_same_read() -> None:
+    closing, answer = marshal(Channel.Close(404, "x", 0, 0)), marshal(Channel.OpenOk())
+    events, passed = feed(parser(), [closing + answer])
+    assert [event.kind for event in events] == [EventKind.CHANNEL_CLOSED]
+    assert passed == [closing + answer]
 
 
 # --- in, split and interleaved in any way
@@ -340,8 +349,19 @@ def streams(draw: st.DrawFn, frame_max: int = SMALL_FRAME) -> list[Piece]:
     return stream
 
 
+def passing_after_close(stream: list[Piece]) -> Iterator[Piece]:
+    """What is expected of each piece, with the frames of a closed channel passing through."""
+    closed: set[int] = set()
+    for piece in stream:
+        channel = int.from_bytes(piece.data[1:3], "big")
+        yield Piece(piece.data, None, True) if channel in closed else piece
+        if piece.completes is not None and piece.completes[0] is EventKind.CHANNEL_CLOSED:
+            closed.add(channel)
+
+
 def check(stream: list[Piece], chunks: list[bytes]) -> None:
     events, passed = feed(parser(SMALL_FRAME), chunks)
+    stream = list(passing_after_close(stream))
     assert [(event.kind, event.channel, event.header, event.body) for event in events] == [
         piece.completes for piece in stream if piece.completes
     ]
@@ -470,7 +490,7 @@ def test_a_body_above_the_limit_is_skipped_and_its_size_told(frame_max: int, ste
 
 
 def test_a_skipped_body_is_not_kept() -> None:
-    made = FrameParser(LANES, max_body=0)
+    made = FrameParser(set(LANES), max_body=0)
     made.feed(DELIVER + head(MAX_BODY))
     for _ in range(9):
         made.feed(framed(3, 1, bytes(500)))

@@ -18,6 +18,7 @@ from pamqp.commands import Basic, Channel, Connection
 
 from aiorpcq.errors import PayloadTooLarge, RPCError
 from aiorpcq.protocol.messages import Outcome, Properties, Publication
+from aiorpcq.transports.amqp.consumer import Consumer
 from aiorpcq.transports.amqp.frames import HEARTBEAT
 from aiorpcq.transports.amqp.lane import Lane
 from aiorpcq.transports.amqp.properties import PropertyError
@@ -157,8 +158,25 @@ class Wire:
     def _settled(self, publication: Publication, outcome: Outcome) -> None:
         self.outcomes.append((publication.body, outcome))
 
-    def consume(self, tag: str = "c", then: Callable[[Delivery], None] | None = None, *, no_ack: bool = False) -> None:
-        self.lane.add_consumer(tag, then or self.deliveries.append, no_ack=no_ack)
+    def consume(
+        self,
+        tag: str = "c",
+        then: Callable[[Delivery], None] | None = None,
+        *,
+        no_ack: bool = False,
+        on_cancelled: Callable[[RPCError], None] | None = None,
+        answered: bool = True,
+    ) -> Consumer:
+        consumer = self.lane.add_consumer(tag, then or self.deliveries.append, no_ack=no_ack, on_cancelled=on_cancelled)
+        if answered:
+            self.lane.consuming(consumer)
+        return consumer
+
+    def replace_lanes(self) -> list[tuple[Lane, list[Consumer]]]:
+        """Close the lanes whose channel the broker closes, as a link does; they are in what this returns."""
+        closed: list[tuple[Lane, list[Consumer]]] = []
+        self.protocol._on_lane_closed = lambda lane, error: closed.append((lane, lane.close(error)))
+        return closed
 
     def receive(self, *frames: bytes) -> None:
         self.protocol.data_received(b"".join(frames))
@@ -292,6 +310,106 @@ def test_a_broken_socket_loses_everything_and_says_why(wire: Wire) -> None:
     wire.protocol.connection_lost(ConnectionResetError("reset by peer"))
     assert wire.outcomes == [(b"x", LOST)]
     assert "reset by peer" in str(wire.lost[0])
+
+
+def test_the_loss_of_a_channel_that_is_replaced_leaves_the_connection(wire: Wire) -> None:
+    closed = wire.replace_lanes()
+    told: list[RPCError] = []
+    consuming = wire.consume(on_cancelled=told.append)
+    wire.consume("asked", on_cancelled=told.append, answered=False)
+    wire.receive(deliver(1), deliver(2))
+    wire.publish(b"waiting")
+    wire.publish(b"nobody waits", settled=False)
+    wire.deliveries[0].ack()
+    wire.socket.writes.clear()  # the first was sent at once
+    wire.receive(CLOSINGS["Channel.Close"][0])
+    assert wire.outcomes == [(b"waiting", LOST)]
+    assert closed == [(wire.lane, [consuming])]
+    assert (wire.lost, told) == ([], [])
+
+    wire.deliveries[1].nack(requeue=True)
+    wire.deliveries[0].nack(requeue=True)
+    wire.publish(b"late")
+    wire.loop.run()
+    assert wire.outcomes[1:] == [(b"late", LOST)]
+    assert wire.socket.writes == []  # the broker would end the connection over a frame of a channel it closed
+    assert wire.lane.close_cause == (60, 40)
+
+    wire.lane = wire.protocol.open_lane(1)
+    wire.publish(b"next")
+    wire.receive(ack(1))
+    assert wire.outcomes[2:] == [(b"next", CONFIRMED)]
+
+
+def test_what_waits_to_be_sent_on_another_channel_stays(wire: Wire) -> None:
+    wire.replace_lanes()
+    other = wire.protocol.open_lane(2)
+    other.add_consumer("d", wire.deliveries.append, no_ack=False)
+    wire.receive(deliver(1, consumer="d", channel=2))
+    wire.publish(b"first")  # sent at once
+    wire.publish(b"lost")
+    other.publish(Publication("", "q", Properties(), b"kept", True, None))
+    wire.deliveries[0].ack()
+    wire.socket.writes.clear()
+    wire.receive(CLOSINGS["Channel.Close"][0])
+    wire.loop.run()
+    channels = [channel for channel, _ in read_frames(b"".join(wire.socket.writes))]
+    assert channels == [2, 2, 2, 2]  # a publish of three frames, and an ack
+
+
+def test_a_lane_opened_on_a_lost_connection_is_closed(wire: Wire) -> None:
+    wire.protocol.connection_lost(None)
+    wire.lane = wire.protocol.open_lane(3)
+    wire.publish(b"x")
+    wire.loop.run()
+    assert wire.outcomes == [(b"x", LOST)]
+
+
+def test_a_cancel_by_the_broker_is_told_once_and_the_lane_goes_on(wire: Wire) -> None:
+    told: list[RPCError] = []
+    wire.consume(on_cancelled=told.append)
+    wire.consume("other")
+    wire.receive(deliver(1))
+    cancel = marshal(Basic.Cancel("c", True))
+    wire.receive(cancel, cancel, deliver(2, consumer="other"))
+    assert ["the broker cancelled a consumer" in str(error) for error in told] == [True]
+    assert cancel + cancel in wire.reader.fed  # aiormq answers where the broker wants an answer
+    for delivery in wire.deliveries:
+        delivery.ack()
+    wire.loop.run()
+    assert [type(frame) for frame in wire.sent()] == [Basic.Ack]
+    assert wire.lost == []
+
+
+def test_a_cancel_by_the_broker_right_behind_its_answer_is_told_too(wire: Wire) -> None:
+    told: list[RPCError] = []
+    consumer = wire.consume(on_cancelled=told.append, answered=False)
+    wire.receive(marshal(Basic.ConsumeOk("c")), marshal(Basic.Cancel("c", True)))
+    assert told == []
+    wire.lane.consuming(consumer)  # whoever asked has read the answer
+    wire.loop.run()
+    assert len(told) == 1
+
+
+def test_a_handler_of_a_cancelled_consumer_that_fails_is_logged(wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_error: RPCError) -> None:
+        raise ZeroDivisionError
+
+    wire.consume(on_cancelled=fail)
+    wire.receive(marshal(Basic.Cancel("c", True)))
+    assert "a handler of a cancelled consumer failed" in caplog.text
+
+
+def test_a_return_that_nobody_waits_for_is_told_to_who_asked(wire: Wire) -> None:
+    seen: list[tuple[str, str | None]] = []
+    wire.lane = wire.protocol.open_lane(1, lambda key, properties: seen.append((key, properties.correlation_id)))
+    wire.publish(b"x", settled=False, correlation_id="1", type="STARTED")
+    wire.publish(b"y", correlation_id="1", type="SUCCESS")
+    wire.receive(
+        returned(correlation_id="1", message_type="STARTED"), returned(correlation_id="1", message_type="SUCCESS")
+    )
+    assert seen == [("q", "1")]
+    assert wire.outcomes == [(b"y", RETURNED)]
 
 
 def test_a_cancel_by_the_broker_loses_the_link(wire: Wire) -> None:
@@ -890,8 +1008,8 @@ def test_deliveries_go_to_the_handler_of_their_consumer(wire: Wire) -> None:
 async def test_a_cancel_ends_when_the_broker_has_answered() -> None:
     lane, protocol, written = on_running_loop()
     seen: list[bytes] = []
-    lane.add_consumer("c", lambda delivery: seen.append(delivery.body), no_ack=True)
-    cancels = [asyncio.create_task(lane.cancel_consumer("c")) for _ in range(2)]
+    consumer = lane.add_consumer("c", lambda delivery: seen.append(delivery.body), no_ack=True)
+    cancels = [asyncio.create_task(lane.cancel_consumer(consumer)) for _ in range(2)]
     await turns()
     assert [type(frame) for _, frame in read_frames(b"".join(written))] == [Basic.Cancel]
     protocol.data_received(deliver(1, b"still"))
@@ -900,18 +1018,18 @@ async def test_a_cancel_ends_when_the_broker_has_answered() -> None:
     await asyncio.gather(*cancels)
     protocol.data_received(deliver(2, b"too late"))
     assert seen == [b"still"]
-    await lane.cancel_consumer("c")
+    await lane.cancel_consumer(consumer)
 
 
 async def test_a_cancel_ends_when_the_lane_is_closed() -> None:
     lane, protocol, _ = on_running_loop()
-    lane.add_consumer("c", lambda _delivery: None, no_ack=True)
-    cancel = asyncio.create_task(lane.cancel_consumer("c"))
+    consumer = lane.add_consumer("c", lambda _delivery: None, no_ack=True)
+    cancel = asyncio.create_task(lane.cancel_consumer(consumer))
     await turns()
     assert not cancel.done()
     protocol.connection_lost(None)
     await cancel
-    await lane.cancel_consumer("c")
+    await lane.cancel_consumer(consumer)
 
 
 def on_running_loop() -> tuple[Lane, LaneProtocol, list[bytes]]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from aiorpcq.errors import ConnectionLost, PayloadTooLarge
+from aiorpcq.errors import PayloadTooLarge, RPCError
 from aiorpcq.protocol.messages import Outcome, Properties, Publication
 from aiorpcq.protocol.topology import Binding, Exchange, Names, Queue
 from aiorpcq.transports.memory import MemoryBroker, MemoryLink
 
-from .traffic import CONFIRMED, LOST, RETURNED, bodies, connected, headers_of, idle, publish, publish_all, read
+from .traffic import CONFIRMED, LOST, RETURNED, Inbox, bodies, connected, headers_of, idle, publish, publish_all, read
 
 
 class TestRouting:
@@ -89,12 +89,15 @@ class TestPublishing:
         await idle()
         assert settled == [(b"1", CONFIRMED), (b"2", RETURNED), (b"3", CONFIRMED)]
 
-    async def test_an_unknown_exchange_ends_the_link(self, link: MemoryLink) -> None:
+    async def test_an_unknown_exchange_closes_the_channel(self, link: MemoryLink) -> None:
+        ended: list[RPCError] = []
         await link.declare(Queue("q"))
+        await link.consume("q", Inbox(), on_cancelled=ended.append)
         outcomes = [publish(link, "q"), publish(link, "k", exchange="nowhere"), publish(link, "q")]
         assert [await outcome for outcome in outcomes] == [CONFIRMED, LOST, LOST]
-        assert isinstance(link.lost.result(), ConnectionLost)
-        assert "no exchange 'nowhere'" in str(link.lost.result())
+        await idle()
+        assert "no exchange 'nowhere'" in str(ended[0])
+        assert await publish(link, "q") is CONFIRMED
 
     async def test_a_closing_link_settles_what_it_has_published_as_lost(self, link: MemoryLink) -> None:
         await link.declare(Queue("q"))

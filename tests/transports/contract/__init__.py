@@ -1,0 +1,1 @@
+"""What a link promises, on the broker in the process and on a real one."""
