@@ -2,6 +2,8 @@
 
 from .client import Client
 from .codec import Codec, Codecs, JsonCodec, MsgpackCodec
+from .context import Context
+from .deadletters import DeadLetters
 from .errors import (
     BacklogLimitExceeded,
     CodecError,
@@ -26,15 +28,19 @@ from .errors import (
     UsageError,
     WorkerLost,
 )
+from .health import Health
 from .options import CallOptions
 from .protocol.outofband import OutOfBandLimits
 from .protocol.terminals import CacheLimits
-from .service import Context, Service
+from .retry import Busy, Retry, RetryBudget, RetryPolicy
+from .router import WorkerInfo
+from .service import Service
 from .task import State, Task
 from .worker import Worker
 
 __all__ = [
     "BacklogLimitExceeded",
+    "Busy",
     "CacheLimits",
     "CallOptions",
     "Client",
@@ -45,7 +51,9 @@ __all__ = [
     "ConnectionLost",
     "ContentDisallowed",
     "Context",
+    "DeadLetters",
     "DeadlineExceeded",
+    "Health",
     "InvalidArguments",
     "JsonCodec",
     "MethodNotFound",
@@ -58,6 +66,9 @@ __all__ = [
     "RPCError",
     "Rejected",
     "RemoteError",
+    "Retry",
+    "RetryBudget",
+    "RetryPolicy",
     "Service",
     "State",
     "Task",
@@ -68,5 +79,6 @@ __all__ = [
     "UnsupportedVersion",
     "UsageError",
     "Worker",
+    "WorkerInfo",
     "WorkerLost",
 ]

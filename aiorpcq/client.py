@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
+from asyncio import CancelledError
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from random import Random
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self, TypeVar
 
+from .attempts import attempt
 from .codec import Codecs
-from .deadline import RETURN_GRACE, current_lineage
-from .errors import DeadlineExceeded, Overloaded, UnknownTask, UsageError
-from .limits import DEFAULT_MAX_SIZE, check_integer, check_max_size
-from .options import CallOptions
-from .protocol.calls import Backlog, Call, Phase, Sending
+from .deadline import check_timeout
+from .errors import UnknownTask, UsageError
+from .health import Health
+from .limits import DEFAULT_MAX_SIZE, check_max_size
+from .options import CallOptions, DisconnectMode
+from .protocol.calls import Backlog, Call
+from .protocol.control import CancelMode
 from .protocol.failures import ExceptionRegistry
-from .protocol.messages import Request
 from .protocol.outofband import OutOfBandLimits
 from .protocol.topology import Names
-from .protocol.wire import encode_request
-from .router import ReplyRouter, RouterOptions, RouterStatistics
-from .session import Session
-from .task import Overflow, StateStream, Task, next_change, value_of
+from .retry import RetryBudget
+from .router import ReplyQueueMode, ReplyRouter, RouterOptions, RouterStatistics, WorkerInfo
+from .sending import check_room, deadline_of, new_call, publish, send, wait_writable
+from .session import Session, WhenFull
+from .task import Overflow, StateStream, Task, cancel_call, check_cancel, follow, unfollow, value_of
 from .threads import ThreadBridge
-from .transports.base import Link
 from .transports.registry import check_url
 
 __all__ = ["Client"]
 
-_MOST: Final = 2**31
-
-_SENT: Final = Sending.SENT  # a global: in Python 3.11 a member costs four times as much to look up on its class
+T = TypeVar("T")
 
 
 class Client:
-    """Calls methods of services through the broker at *url*.
+    """Calls methods of services through the broker at *url*, or at the first of several that answers.
 
     Use it as an async context manager, or `open` it and `aclose` it. Clients of one event loop with the same URL share
     one connection and one reply queue. A client belongs to the event loop it was opened on; `from_thread` serves other
@@ -43,14 +44,27 @@ class Client:
 
     Args:
         url: `amqp://user:password@host:port/vhost`, `amqps://…`, or `memory://name` for a broker in this process.
+            Several are tried in turn when the connection is lost; they lead to one broker or its cluster.
         timeout: default of `CallOptions.timeout`, in seconds.
+        on_disconnect: default of `CallOptions.on_disconnect`.
         codecs: how arguments are encoded and values decoded; msgpack, accepting JSON too, by default.
         errors: exception classes of methods that are to be raised as themselves; see `ExceptionRegistry`.
         max_pending: how many calls may be unsettled at once on the connection, those of other clients that share it
-            included; one more is `Overloaded`.
+            included.
+        when_full: what one more gets: "fail" `Overloaded`, "wait" its turn, at most until its own deadline.
         backlog: how many states of one task are kept for its readers.
         max_size: bytes a body may have, encoded.
         out_of_band: bounds of the buffer for states of tasks that nobody awaits.
+        reply_queue: "exclusive": a queue that goes with each connection. "durable": one that belongs to *identity* and
+            outlives the client, so that a client of the same identity, after a restart, can `stream` the tasks of the
+            former; answers in it are transient and do not survive the broker. "direct": RabbitMQ's direct reply-to; a
+            call is lost with the connection, is not returned when it expires, and has no states and no cancel.
+        identity: whose durable reply queue it is; a second client of it is refused.
+        reply_queue_ttl: seconds that a durable reply queue stays without its client.
+        idempotent: the methods that may run twice without harm, as `CallOptions.idempotent` says of one call.
+        retry_budget: how many calls may be made again, over all that `CallOptions.retries` allows; one budget may be
+            given to several clients.
+        random: where the pauses between tries get their jitter from.
         prefix: with what the names of exchanges and queues begin; the same for callers and workers.
 
     Raises:
@@ -59,29 +73,42 @@ class Client:
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
         timeout: float | None = 30.0,
+        on_disconnect: DisconnectMode = "resume",
         codecs: Codecs | None = None,
         errors: Iterable[type[Exception]] = (),
         max_pending: int = 200_000,
+        when_full: WhenFull = "fail",
         backlog: int = 1_000,
         max_size: int = DEFAULT_MAX_SIZE,
         out_of_band: OutOfBandLimits | None = None,
+        reply_queue: ReplyQueueMode = "exclusive",
+        identity: str | None = None,
+        reply_queue_ttl: float = 86_400.0,
+        idempotent: Iterable[str] = (),
+        retry_budget: RetryBudget | None = None,
+        random: Random | None = None,
         prefix: str = "rpc",
     ) -> None:
-        check_integer(max_pending, "max_pending", 1, _MOST)
-        check_integer(backlog, "backlog", 1, _MOST)
         check_max_size(max_size)
         check_url(url)
-        self._options = CallOptions(timeout=timeout)
+        urls = (url,) if isinstance(url, str) else tuple(url)
+        self._options = CallOptions(timeout=timeout, on_disconnect=on_disconnect)
+        limits = out_of_band or OutOfBandLimits()
         self._session = Session(
-            RouterOptions(url, Names(prefix), max_size, out_of_band or OutOfBandLimits()),
-            codecs or Codecs(max_size=max_size),
-            ExceptionRegistry(errors),
-            max_pending,
-            backlog,
+            RouterOptions(urls, Names(prefix), max_size, limits, reply_queue, identity, reply_queue_ttl),
+            codecs=codecs or Codecs(max_size=max_size),
+            errors=ExceptionRegistry(errors),
+            max_pending=max_pending,
+            when_full=when_full,
+            backlog=backlog,
+            idempotent=idempotent,
+            retry_budget=retry_budget,
+            rng=random,
         )
+        self._is_plain = not self._session.waits
 
     def __repr__(self) -> str:
         return f"<Client of {self._session!r}>"
@@ -123,15 +150,12 @@ class Client:
         except TypeError:
             unknown = sorted(set(options) - set(CallOptions.__dataclass_fields__))
             raise ValueError(f"unknown call options: {', '.join(unknown)}") from None
-        client = object.__new__(type(self))
-        client._session = self._session
-        client._options = changed
-        return client
+        return self._with(changed, changed.retries == 0 and not changed.require_workers and not self._session.waits)
 
     async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call *method* and return its value.
 
-        Cancelling it leaves nothing behind here; what the method does then is not stopped.
+        Cancelling it leaves nothing behind here, and has the worker stop the method, unless `cancel_task` is off.
 
         Args:
             method: "add", or "math.add" for the method of a named service.
@@ -144,26 +168,33 @@ class Client:
             MethodNotFound: the service has no such method.
             InvalidArguments: the arguments do not fit it.
             Unroutable: no worker of the service has ever run on this broker.
-            ConnectionLost: the connection broke, or the client was closed.
-            Overloaded: `max_pending` calls are unsettled, or the service's queue is full.
+            NoWorkers: none runs now, where `require_workers` asked.
+            ConnectionLost: the connection broke and the request was not confirmed, or `on_disconnect` is "fail"; or the
+                client was closed.
+            TaskRevoked: the task was cancelled.
+            Poisoned: every run of it cost its worker; it is not run again.
+            WorkerLost: its worker died, and the method is not to be run again.
+            Overloaded: `max_pending` calls are unsettled, the service's queue is full, or the method was busy.
             CodecError: an argument cannot be encoded, or the value not be decoded.
             PayloadTooLarge: the arguments are larger than `max_size`.
         """
-        session = self._session
+        if not self._is_plain:
+            return await self._attempt(method, lambda client: client.call(method, *args, **kwargs))
+        session, options = self._session, self._options
         router = session.router()
         route = session.route(method)
         body = session.codecs.encode([list(args), kwargs])
-        call = self._new_call(router, None)
+        call = new_call(session, options, router, None)
         waiter = call.waiter
         try:
             link = router.link
             if link is None or not link.writable:
-                link = await router.wait_writable(call)
+                link = await wait_writable(router, call)
             if link is not None:
-                self._publish(router, link, call, route, body, router.reply_to)
+                publish(session, options, router, link, call, route, body, router.reply_to)
             await waiter
-        except BaseException:
-            router.table.abandon(call)
+        except BaseException as error:
+            router.give_up(call, cancel=options.cancel_task and isinstance(error, CancelledError))
             raise
         return value_of(session, call)
 
@@ -173,15 +204,19 @@ class Client:
         The worker sends every state of the task. Nothing of it is lost when the `Task` is dropped: `stream` takes its
         id. Arguments and errors are those of `call`, as far as they are known when the request is sent.
         """
-        session = self._session
+        session, options = self._session, self._options
+        if session.is_direct:
+            raise UsageError('reply_queue: states do not come by "direct"; use call')
+        if not self._is_plain:
+            return await self._attempt(method, lambda client: client.submit(method, *args, **kwargs))
         router = session.router()
         route = session.route(method)
         body = session.codecs.encode([list(args), kwargs])
-        call = self._new_call(router, Backlog(session.backlog))
+        call = new_call(session, options, router, Backlog(session.backlog))
         try:
-            await self._send(router, call, route, body, expects_reply=True)
-        except BaseException:
-            router.table.abandon(call)
+            await send(session, options, router, call, route, body, expects_reply=True)
+        except BaseException as error:
+            router.give_up(call, cancel=options.cancel_task and isinstance(error, CancelledError))
             raise
         if call.error is not None:
             router.forget(call.task_id)  # nobody got its id
@@ -201,14 +236,18 @@ class Client:
             CodecError: an argument cannot be encoded.
             PayloadTooLarge: the arguments are larger than `max_size`.
         """
-        router = self._session.router()
-        route = self._session.route(method)
-        body = self._session.codecs.encode([list(args), kwargs])
-        call = self._new_call(router, None)
+        if not self._is_plain:
+            await self.with_options(retries=0)._attempt(method, lambda client: client.cast(method, *args, **kwargs))
+            return
+        session, options = self._session, self._options
+        router = session.router()
+        route = session.route(method)
+        body = session.codecs.encode([list(args), kwargs])
+        call = new_call(session, options, router, None)
         try:
-            await self._send(router, call, route, body, expects_reply=False)
+            await send(session, options, router, call, route, body, expects_reply=False)
         finally:
-            router.table.abandon(call)
+            router.end(call)
         if call.error is not None:
             raise call.error
 
@@ -228,9 +267,41 @@ class Client:
             ConnectionLost: the connection broke, or the client was closed.
             BacklogLimitExceeded: as said above.
         """
+        if self._session.is_direct:
+            raise UsageError('reply_queue: states do not come by "direct"')
         stream = StateStream(self._session, partial(self._find, task_id), overflow)
         self._check_known(self._session.router(), task_id)
         return stream
+
+    async def cancel(self, task_id: str, mode: CancelMode = "kill", *, timeout: float | None = None) -> None:
+        """Revoke a task by its id; see `Task.cancel`.
+
+        It may be the task of an earlier client with this one's identity. One that is known to have ended is not
+        touched. With "kill" the wait for the end of a task that is not this client's own is bounded by the client's
+        `timeout` too.
+
+        Raises:
+            ValueError, DeadlineExceeded, ConnectionLost: as `Task.cancel`.
+            UsageError: the client has direct replies, which know no cancel.
+        """
+        check_cancel(mode, timeout)
+        session = self._session
+        router = session.router()
+        if session.is_direct:
+            raise UsageError('reply_queue: a task cannot be cancelled by "direct"')
+        call = router.table.pending.get(task_id)
+        if call is None and router.table.is_settled(task_id):
+            return
+        if call is None and mode != "kill":
+            router.cancel_unknown(task_id, mode, deadline_of(self._options, router.now()))
+            return
+        if call is None:
+            call = self._find(task_id)
+        follow(session, call)
+        try:
+            await cancel_call(session, call, mode, timeout)
+        finally:
+            unfollow(session, router, call)
 
     def forget(self, task_id: str) -> None:
         """Drop all that is held of a task. Whoever waits for it gets `UnknownTask`; its late states are dropped."""
@@ -239,6 +310,25 @@ class Client:
     def statistics(self) -> RouterStatistics:
         """Return a snapshot of what the connection that this client shares holds and has counted."""
         return self._session.router().statistics()
+
+    def health(self) -> Health:
+        """Tell whether calls go out and answers come in, and if not why."""
+        session = self._session
+        if session.is_closed:
+            return Health(False, "the client is not open")
+        return session.router().health()
+
+    async def workers(self, timeout: float = 1.0) -> list[WorkerInfo]:
+        """Ask all workers on the broker what they are; return what answers within *timeout* seconds.
+
+        Raises:
+            ValueError: *timeout* is no number of seconds.
+            UsageError: the client cannot be used here.
+        """
+        if timeout is None:
+            raise ValueError("timeout: None is not a number of seconds")
+        check_timeout(timeout)
+        return await self._session.router().workers(timeout)
 
     @property
     def from_thread(self) -> ThreadBridge:
@@ -254,103 +344,25 @@ class Client:
         call = router.table.pending.get(task_id)
         if call is None:
             self._check_known(router, task_id)
-            self._check_room(router)
+            check_room(session, router)
             foreign = not router.ids.made(task_id)
-            call = Call(task_id, session, self._deadline(router.now()), Backlog(session.backlog), foreign)
+            call = Call(task_id, session, deadline_of(self._options, router.now()), Backlog(session.backlog), foreign)
             router.attach(call)
         elif call.backlog is None:
             raise UsageError("the states of this call were not asked for; use submit", task_id=task_id)
         return call
 
-    def _check_room(self, router: ReplyRouter) -> None:
-        limit = self._session.max_pending
-        if len(router.table.pending) >= limit:
-            raise Overloaded(
-                f"{len(router.table.pending)} calls are pending on this connection, max_pending is {limit}"
-            )
-
     def _check_known(self, router: ReplyRouter, task_id: str) -> None:
         if router.table.is_gone(task_id):
             raise UnknownTask("the task is settled and its states are no longer kept", task_id=task_id)
 
-    def _deadline(self, now: float) -> float | None:
-        """Return the deadline of a call made now, with the grace for a request that is returned."""
-        timeout, lineage = self._options.timeout, current_lineage.get()
-        if lineage is None or lineage.deadline is None:
-            return None if timeout is None else now + timeout + RETURN_GRACE
-        inherited = lineage.deadline + RETURN_GRACE
-        return inherited if timeout is None else min(inherited, now + timeout + RETURN_GRACE)
+    def _with(self, options: CallOptions, is_plain: bool) -> Client:
+        client = object.__new__(type(self))
+        client._session = self._session
+        client._options = options
+        client._is_plain = is_plain
+        return client
 
-    def _new_call(self, router: ReplyRouter, backlog: Backlog | None) -> Call:
-        """Register a call; from here on it is settled at its deadline at the latest."""
-        session = self._session
-        self._check_room(router)
-        now = router.now()
-        deadline = self._deadline(now)
-        task_id = self._options.task_id
-        if deadline is not None and deadline - RETURN_GRACE < now:
-            raise DeadlineExceeded("the deadline it inherits is past", task_id=task_id, maybe_executed=False)
-        if task_id is None:
-            call = Call(router.ids.new(), session, deadline, backlog)
-        else:
-            call = Call(task_id, session, deadline, backlog, not router.ids.made(task_id))
-        router.add(call)
-        return call
-
-    async def _send(
-        self,
-        router: ReplyRouter,
-        call: Call,
-        route: tuple[str, str],
-        body: tuple[bytes, str, str | None],
-        *,
-        expects_reply: bool,
-    ) -> None:
-        """Publish the request of *call* and wait until the broker has it, or *call* is settled."""
-        link = router.link
-        if link is None or not link.writable:
-            link = await router.wait_writable(call)
-        if link is not None:
-            self._publish(router, link, call, route, body, router.reply_to if expects_reply else None)
-        while call.phase is Phase.PENDING and call.sending is not Sending.CONFIRMED:
-            await next_change(call)
-
-    def _publish(
-        self,
-        router: ReplyRouter,
-        link: Link,
-        call: Call,
-        route: tuple[str, str],
-        body: tuple[bytes, str, str | None],
-        reply_to: str | None,
-    ) -> None:
-        """Publish the request of *call* on *link*."""
-        options, session = self._options, self._session
-        routing_key, name = route
-        data, content_type, content_encoding = body
-        deadline = expiration = None
-        if call.deadline is not None and reply_to is not None:
-            expiration = max(0.0, call.deadline - RETURN_GRACE - router.now())
-            deadline = time.time() + expiration
-        request = Request(
-            call.task_id,
-            name,
-            data,
-            content_type,
-            content_encoding,
-            reply_to,
-            deadline,
-            expiration,
-            call.backlog is not None,
-            1,
-            options.priority,
-        )
-        request.metadata = options.metadata
-        lineage = current_lineage.get()
-        if lineage is not None:
-            request.parent_id, request.root_id = lineage.task_id, lineage.root_id
-        publication = encode_request(request, session.exchange, routing_key, router.request_settled)
-        if options.persistent:
-            publication.properties.delivery_mode = 2
-        link.publish(publication)
-        call.sending = _SENT
+    async def _attempt(self, method: str, perform: Callable[[Client], Awaitable[T]]) -> T:
+        """Make a call that may have to wait, ask or try again first; *perform* gets a client for one plain try."""
+        return await attempt(self._session, self._options, method, lambda options: perform(self._with(options, True)))

@@ -172,6 +172,7 @@ class Poisoned(RPCError):
 class WorkerLost(RPCError):
     """The worker that ran the method is gone, and the method is not to be run again."""
 
+    retryable = True
     _maybe_executed = True
 
 
@@ -182,9 +183,24 @@ class TaskRevoked(RPCError):
 
 
 class Overloaded(RPCError):
-    """A bound was reached: too many pending calls here, or a full queue at the broker."""
+    """A bound was reached: too many pending calls here, a full queue at the broker, or a method that was busy.
+
+    Attributes:
+        retry_after: seconds after which the method said it is worth trying again, or None.
+    """
 
     retryable = True
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        task_id: str | None = None,
+        maybe_executed: bool | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, task_id=task_id, maybe_executed=maybe_executed)
+        self.retry_after = retry_after
 
 
 class PayloadTooLarge(RPCError):

@@ -1,47 +1,50 @@
 """Executor: runs the requests that are delivered to a worker, each in a task of its own, and none twice.
 
-Whatever a request or its method does ends in a terminal state for the caller; nothing it raises gets past here.
+Whatever a request or its method does ends in a terminal state for the caller, or with the request on its way back to
+the broker; nothing it raises gets past here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import math
 import os
 import socket
-import threading
-import time
-from collections import deque
+from collections.abc import Iterable
 from functools import partial
+from random import Random
 from typing import Any, Final
 
-import anyio
-import anyio.to_thread
-
+from .callerwatch import CallerWatch
 from .codec import Codecs
-from .deadline import Lineage, current_lineage, run_deadline
+from .context import Context
+from .deadline import CLOCK_TOLERANCE, Lineage, current_lineage
 from .errors import (
     DeadlineExceeded,
-    MethodNotFound,
-    PayloadTooLarge,
-    Rejected,
+    Overloaded,
     RPCError,
-    UnsupportedVersion,
     WorkerLost,
 )
+from .method import Method
+from .methodthreads import MethodThreads
+from .places import Places, RunOptions
+from .protocol.control import Cancel
+from .protocol.deliveries import Suspects
 from .protocol.executions import Execution, ExecutionPhase, ExecutionTable, Verdict
+from .protocol.failures import text_of
 from .protocol.messages import Request
-from .protocol.wire import MalformedMessage, VersionRefused, decode_request
+from .protocol.retries import run_delay
 from .publisher import ResultPublisher
-from .service import Context, DeliveryMode, Method
-from .states import RECEIVED, STARTED
-from .transports.base import Delivery
+from .republisher import Republisher
+from .retry import Busy
+from .states import RECEIVED, RETRY, STARTED
 
-__all__ = ["Executor", "Places"]
+__all__ = ["Executor"]
 
 logger = logging.getLogger("aiorpcq.worker")
+
+_POSTPONEMENT: Final = 0.5
+"""Seconds that a request waits in the broker while another runs that it may not run beside."""
 
 _OWN_PACKAGES: Final = frozenset({__name__.partition(".")[0], "anyio", "asyncio"})
 """Whose frames at the top of a traceback tell the caller nothing."""
@@ -51,118 +54,97 @@ _RUN: Final = Verdict.RUN
 _RUNNING: Final = ExecutionPhase.RUNNING
 
 
-class Places:
-    """The places of one service: its methods, how many more requests may run, and which wait for a place.
-
-    The prefetch lets no more be delivered than may run, except where a request was acknowledged before its run or is
-    answered while its method goes on. So *waiting* holds at most twice the prefetch: those that are answered while
-    they wait are dropped when it is full.
-    """
-
-    __slots__ = ("_concurrency", "free", "methods", "waiting")
-
-    def __init__(self, methods: dict[str, Method], concurrency: int) -> None:
-        self.methods = methods
-        self._concurrency = concurrency
-        self.free = concurrency
-        self.waiting: deque[tuple[Execution, Method]] = deque()
-
-    def wait(self, execution: Execution, method: Method) -> None:
-        """Have a request wait for a place."""
-        if len(self.waiting) >= 2 * self._concurrency:
-            self.waiting = deque(entry for entry in self.waiting if entry[0].phase is _RUNNING)
-        self.waiting.append((execution, method))
-
-
 class Executor:
-    """The incoming side of a worker.
+    """Runs requests, each as soon as its service has a place.
 
     *tasks* are the runs, bounded by the prefetch of the worker's consumers; whoever drains awaits them. While
-    *draining* is set, deliveries go back to their queue. *started*, *expired* and *rejected* only grow.
+    *draining* is set, deliveries go back to their queue. *started*, *expired* and *revoked* only grow.
     """
 
     def __init__(
         self,
         table: ExecutionTable,
         publisher: ResultPublisher,
+        republisher: Republisher,
         codecs: Codecs,
         loop: asyncio.AbstractEventLoop,
-        *,
-        delivery: DeliveryMode,
-        threads: int,
-        max_size: int,
+        options: RunOptions,
     ) -> None:
         self._table = table
         self._publisher = publisher
+        self._republisher = republisher
         self._codecs = codecs
         self._loop = loop
-        self._delivery = delivery
-        self._limiter = anyio.CapacityLimiter(threads)
-        self._unbounded = anyio.CapacityLimiter(math.inf)
-        self._max_size = max_size
+        self._options = options
+        self._delivery = options.delivery
+        self.callers = CallerWatch(options.worker_id, loop, options.caller_gone_grace, self.stop)
+        self._threads = MethodThreads(options.threads, loop)
+        self._suspects = Suspects()
+        self._random = Random()
         self._identity = {"pid": os.getpid(), "hostname": socket.gethostname()}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self.tasks: set[asyncio.Task[None]] = set()
         self.draining = False
-        self.started = self.expired = self.rejected = 0
+        self.started = self.expired = self.revoked = 0
 
-    def drain(self) -> None:
-        """Begin nothing more: what waits for a place goes back to its queue, and so does what is still delivered."""
+    def drain(self, places: Iterable[Places]) -> None:
+        """Begin nothing more.
+
+        What waits for a place or a thread goes back to its queue, and so does what is still delivered.
+        """
         self.draining = True
         for execution in list(self._table.running.values()):
-            if execution.task is None and execution.phase is ExecutionPhase.RUNNING:
-                self._hand_back(execution)
+            if execution.phase is _RUNNING and self._threads.withdraw(execution):
+                execution.phase = ExecutionPhase.STOPPING
+                execution.begun = False
+                execution.task.cancel()
+        for place in places:
+            waiting, place.waiting = place.waiting, type(place.waiting)()
+            for execution, _ in waiting:
+                if execution.phase is _RUNNING:
+                    self.hand_back(place, execution)
 
     def cancel_runs(self) -> None:
-        """Cancel every run; its request goes back to its queue, or is answered where it was acknowledged already."""
+        """Cancel every run; its request goes back to its queue, or is answered where it must not run again."""
         for execution in list(self._table.running.values()):
             if execution.phase is ExecutionPhase.RUNNING and execution.task is not None:
                 execution.phase = ExecutionPhase.STOPPING
                 self._cancel(execution)
 
+    def revoke(self, cancel: Cancel) -> None:
+        """Do what a caller's cancel asks for; it has no effect on a task that has ended, or is another caller's."""
+        table, now = self._table, self._loop.time()
+        execution = table.held(cancel.task_id, cancel.reply_to)
+        if execution is None:
+            if cancel.task_id not in table.running:
+                table.revocations.put(cancel.task_id, cancel.reply_to, cancel.expires, now)
+        elif execution.phase is _RUNNING and (
+            cancel.mode != "skip" or not execution.begun or self._threads.withdraw(execution)
+        ):
+            self.stop(execution)
+
+    def stop(self, execution: Execution) -> None:
+        """Answer REVOKED and stop the run: its caller has cancelled the task, or is gone."""
+        self.revoked += 1
+        self._publisher.revoke(execution)
+        self._cancel(execution)
+
     def _cancel(self, execution: Execution) -> None:
         """Cancel a run; one that has not had its first step ends there by itself, since it could not clean up."""
         if execution.begun:
+            execution.begun = not self._threads.withdraw(execution)
             execution.task.cancel()
 
     def close(self) -> None:
-        """Stop the timer; to be called when nothing runs any more."""
+        """Stop the timers; to be called when nothing runs any more."""
+        self.callers.close()
         if self._timer is not None:
             self._timer.cancel()
 
-    def on_delivery(self, places: Places, delivery: Delivery) -> None:
-        """Decide about one delivery, and start its run as soon as its service has a place."""
-        if self.draining:
-            delivery.nack(requeue=True)
-            return
-        try:
-            request = decode_request(delivery.properties, delivery.body)
-        except MalformedMessage as error:
-            self._refuse_malformed(delivery, error)
-            return
-        method = places.methods.get(request.method)
-        loop = self._loop
-        now = loop.time()
-        deadline = run_deadline(request.expiration, request.deadline, now, time.time())
-        if method is not None and method.timeout is not None:
-            deadline = now + method.timeout if deadline is None else min(deadline, now + method.timeout)
-        verdict, execution = self._table.begin(request, delivery, deadline)
-        publisher = self._publisher
-        if verdict is not _RUN:
-            self._on_known(verdict, execution, delivery)
-            return
-        if delivery.oversize:
-            text = f"the body has {delivery.oversize} bytes, the limit max_size is {self._max_size}"
-            publisher.refuse(execution, PayloadTooLarge(text))
-            return
-        if method is None:
-            publisher.refuse(execution, MethodNotFound(f"the service has no method {request.method!r}"))
-            return
-        if deadline is not None and deadline < now:
-            text = "the deadline was past before the run"
-            publisher.refuse(execution, DeadlineExceeded(text, maybe_executed=False))
-            return
+    def accept(self, places: Places, execution: Execution, method: Method, now: float) -> None:
+        """Start the run of a request as soon as its service has a place."""
+        deadline = execution.deadline
         if self._timer is None or (deadline is not None and deadline < self._timer_at):
             self._schedule(now)
         if places.free > 0:
@@ -171,6 +153,12 @@ class Executor:
             places.wait(execution, method)
 
     def _start(self, places: Places, execution: Execution, method: Method) -> None:
+        if execution.losses:
+            if not self._suspects.admits(execution.losses):
+                self._table.abandon(execution)
+                self._republisher.postpone(places.service, execution, _POSTPONEMENT)
+                return
+            self._suspects.start(execution.losses)
         places.free -= 1
         self.started += 1
         task = execution.task = self._loop.create_task(self._execute(places, execution, method))
@@ -181,6 +169,8 @@ class Executor:
         """Give the place of a run to the next that waits."""
         self.tasks.discard(execution.task)
         places.free += 1
+        if execution.losses:
+            self._suspects.end()
         while places.waiting and places.free > 0:
             waiting, method = places.waiting.popleft()
             if waiting.phase is ExecutionPhase.RUNNING:  # its deadline may have passed, or the worker drains
@@ -190,30 +180,22 @@ class Executor:
             self._table.abandon(execution)
             execution.delivery.nack(requeue=False)
 
-    def _on_known(self, verdict: Verdict, execution: Execution, delivery: Delivery) -> None:
-        """Handle a request that is running or has ended here already."""
-        if verdict is Verdict.ANSWERED:
-            self._publisher.answer_again(execution)
-        elif verdict is Verdict.ADOPTED:
-            # On a link that is lost this does nothing; on this one the new delivery is now the one that counts.
-            self._table.adopt(execution, delivery).ack()
-            if execution.acknowledged:
-                delivery.ack()
-        else:
-            self._publisher.reject(execution, Rejected("another caller's task of the same id runs here"))
-
     async def _execute(self, places: Places, execution: Execution, method: Method) -> None:
         """Run the method and publish what came of it; nothing it raises passes."""
         publisher = self._publisher
         try:
             if execution.phase is not _RUNNING:
                 if execution.phase is ExecutionPhase.STOPPING:
-                    self._end_stopped(execution)
+                    self._end_stopped(places, execution, method)
                 return
             execution.begun = True
             request = execution.request
             if request.states:
                 publisher.announce(execution, RECEIVED, None)
+            elif places.older_than is not None or request.history is not None or execution.delivery.redelivered:
+                self._announce_to_late(places, execution)
+            if method.options.on_caller_gone == "cancel":
+                self.callers.watch(execution)
             if (method.delivery or self._delivery) == "at_most_once":
                 execution.acknowledged = True
                 execution.delivery.ack()
@@ -226,27 +208,69 @@ class Executor:
                     publisher.announce(execution, STARTED, self._identity)
                 value = await method.function(*arguments, **named)
             else:
-                value, error = await self._run_in_thread(execution, method, arguments, named)
+                on_start = partial(self._on_thread_started, execution)
+                value, error = await self._threads.run(execution, method.function, arguments, named, on_start)
                 if error is not None:
                     raise error
         except RPCError as error:
             if isinstance(error, _Refused):
                 publisher.refuse(execution, error.error)
             else:
-                self._fail(execution, error)
+                self._fail(places, execution, method, error)
         except BaseException as error:  # SystemExit from a method must not end the worker
-            self._fail(execution, error)
+            self._fail(places, execution, method, error)
         else:
             publisher.succeed(execution, value)
         finally:
             self._end(places, execution)
 
-    def _fail(self, execution: Execution, error: BaseException) -> None:
-        """Answer what the method raised; a run that was told to stop raises for that reason, and is not answered."""
+    def _fail(self, places: Places, execution: Execution, method: Method, error: BaseException) -> None:
+        """Answer what the method raised, or have it run again later.
+
+        A run that was told to stop raises for that reason, and is not answered.
+        """
         if execution.phase is ExecutionPhase.STOPPING:
-            self._end_stopped(execution)
+            self._end_stopped(places, execution, method)
+        elif execution.phase is not _RUNNING:
+            return  # it is answered already
+        elif isinstance(error, Busy):
+            refusal = Overloaded(text_of(error), maybe_executed=False, retry_after=error.retry_after)
+            self._publisher.refuse(execution, refusal)
         else:
-            self._publisher.fail(execution, _without_own_frames(error))
+            remaining = self._remaining(execution)
+            delay = run_delay(error, method.options.retry, execution.attempt, remaining, self._random)
+            if delay is None:
+                self._publisher.fail(execution, _without_own_frames(error))
+            else:
+                self._retry(places, execution, error, delay)
+
+    def _retry(self, places: Places, execution: Execution, error: BaseException, delay: float) -> None:
+        if execution.request.states:
+            state = {"reason": text_of(error), "delay": delay, "attempt": execution.attempt}
+            self._publisher.announce(execution, RETRY, state)
+        self._table.abandon(execution)
+        self._republisher.retry(places.service, execution, delay)
+
+    def _remaining(self, execution: Execution) -> float | None:
+        """Return the seconds that the caller's own deadline leaves."""
+        expiration = execution.request.expiration
+        return None if expiration is None else expiration - (self._loop.time() - execution.received_at)
+
+    def _announce_to_late(self, places: Places, execution: Execution) -> None:
+        """Tell the caller of a bare call that it runs here, where this worker may have missed what it said before.
+
+        That is so for a request that was delivered or published before, and for one that may be older than this
+        worker's control queue; clocks may differ by the tolerance.
+        """
+        request, older_than = execution.request, places.older_than
+        if request.history is None and not execution.delivery.redelivered:
+            if older_than is None:
+                return
+            if request.deadline is not None and request.expiration is not None:
+                sent_at = request.deadline - request.expiration
+                if sent_at > older_than + CLOCK_TOLERANCE:
+                    return
+        self._publisher.announce(execution, STARTED, self._identity)
 
     def _bind(self, execution: Execution, method: Method) -> tuple[list[Any], dict[str, Any]]:
         request = execution.request
@@ -262,78 +286,39 @@ class Executor:
             _ExecutionStates(self._publisher, execution, self._loop),
             task_id=request.task_id,
             method=request.method,
-            attempt=request.attempt,
-            redelivered=execution.delivery.redelivered,
+            attempt=execution.attempt,
+            redelivered=execution.delivery.redelivered or execution.losses > 0,
             parent_id=request.parent_id,
             root_id=request.root_id,
             metadata=request.metadata,
         )
 
-    async def _run_in_thread(
-        self, execution: Execution, method: Method, arguments: list[Any], named: dict[str, Any]
-    ) -> tuple[Any, BaseException | None]:
-        """Run a plain method in a thread, as soon as the limit allows; return its value, or what it raised.
-
-        A thread cannot be stopped: at its deadline the caller is answered, and the thread keeps its place until it
-        ends. So the place is not the limiter's of `run_sync`, which gives it back as soon as the wait is cancelled.
-        """
-        limiter, place, claim = self._limiter, object(), threading.Lock()
-
-        def run() -> tuple[Any, BaseException | None]:
-            if not claim.acquire(blocking=False):
-                return None, None  # it was cancelled before the thread came to it
-            try:
-                if execution.request.states:
-                    self._loop.call_soon_threadsafe(self._announce_started, execution)
-                return method.function(*arguments, **named), None
-            except BaseException as error:  # StopIteration and SystemExit cannot pass through a future
-                return None, error
-            finally:
-                with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                    self._loop.call_soon_threadsafe(limiter.release_on_behalf_of, place)
-
-        await limiter.acquire_on_behalf_of(place)
-        try:
-            return await anyio.to_thread.run_sync(run, limiter=self._unbounded)
-        except BaseException:
-            if claim.acquire(blocking=False):
-                limiter.release_on_behalf_of(place)
-            raise
-
-    def _announce_started(self, execution: Execution) -> None:
-        if execution.phase is ExecutionPhase.RUNNING:
+    def announce_started(self, execution: Execution) -> None:
+        """Tell the caller that the run goes on here, unless it has ended."""
+        if execution.phase is _RUNNING:
             self._publisher.announce(execution, STARTED, self._identity)
 
-    def _end_stopped(self, execution: Execution) -> None:
-        """End a run that the drain has cancelled."""
-        if execution.acknowledged:
+    def _on_thread_started(self, execution: Execution) -> None:
+        if execution.request.states:
+            self.announce_started(execution)
+
+    def _end_stopped(self, places: Places, execution: Execution, method: Method) -> None:
+        """End a run that the drain has cancelled; one that had begun goes back as a lost run."""
+        if not execution.begun:
+            self.hand_back(places, execution)
+        elif execution.acknowledged or (method.delivery or self._delivery) != "at_least_once":
             self._publisher.refuse(execution, WorkerLost("the worker stopped before the run ended"))
         else:
-            self._hand_back(execution)
+            # Published again with the loss in it: from 4.0 on a quorum queue does not count what is nacked (seen).
+            self._table.abandon(execution)
+            execution.losses += 1
+            execution.attempt += 1
+            self._republisher.count(places.service, execution)
 
-    def _hand_back(self, execution: Execution) -> None:
+    def hand_back(self, places: Places, execution: Execution) -> None:
+        """Give back a request that was not begun, and whose lost runs are counted."""
         self._table.abandon(execution)
-        execution.delivery.nack(requeue=True)
-
-    def _refuse_malformed(self, delivery: Delivery, error: MalformedMessage) -> None:
-        """Answer what can be answered, and have the rest dead-lettered: to its caller, where it has a CC header."""
-        self.rejected += 1
-        properties = delivery.properties
-        if isinstance(error, VersionRefused) and properties.reply_to and properties.correlation_id:
-            request = Request(properties.correlation_id, "", b"", "", None, properties.reply_to)
-            verdict, execution = self._table.begin(request, delivery, None)
-            if verdict is Verdict.RUN:
-                self._publisher.refuse(execution, UnsupportedVersion(str(error)))
-            else:
-                self._on_known(verdict, execution, delivery)
-            return
-        if self.rejected == 1:
-            logger.warning("a message on a service queue is no request (later ones are only counted): %s", error)
-        if delivery.exchange:
-            delivery.nack(requeue=False)
-        else:
-            # It came by the queue's own name, and the default exchange would dead-letter it back here without end.
-            delivery.ack()
+        self._republisher.hand_back(places.service, execution)
 
     def _schedule(self, now: float) -> None:
         """Have the timer fire when something expires next."""
@@ -351,8 +336,8 @@ class Executor:
         now = self._loop.time()
         for execution in self._table.expire(now):
             self.expired += 1
-            self._publisher.refuse(execution, _stopped(begun=execution.begun))
             self._cancel(execution)
+            self._publisher.refuse(execution, _stopped(begun=execution.begun))
         if self._table.running or len(self._table.cache):
             self._schedule(now)
 
@@ -381,6 +366,9 @@ class _ExecutionStates:
     def remaining(self) -> float | None:
         deadline = self._execution.deadline
         return None if deadline is None else max(0.0, deadline - self._loop.time())
+
+    def is_stopped(self) -> bool:
+        return self._execution.phase is not _RUNNING
 
 
 def _stopped(*, begun: bool) -> DeadlineExceeded:

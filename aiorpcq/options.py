@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 from .deadline import check_timeout
 from .limits import check_integer
 from .protocol.wire import check_metadata
 
-__all__ = ["CallOptions"]
+__all__ = ["CallOptions", "DisconnectMode"]
+
+DisconnectMode = Literal["resume", "fail"]
+"""What the loss of the connection means for a call that is under way: its answer is claimed on the next connection, or
+it ends at once."""
 
 _TASK_ID_LIMIT: Final = 255  # `correlation_id` is a short string (AMQP 0-9-1, section 4.2.5.3)
+_MOST_RETRIES: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,16 @@ class CallOptions:
         persistent: whether the request survives a restart of the broker, on a durable queue.
         metadata: headers for the method's `Context.metadata`, trace context for instance.
         task_id: the id to use instead of a new one, for one call.
+        idempotent: whether the method may run twice without harm. A request that may have been lost with the
+            connection is sent again then, and `retries` take in what may have run.
+        retries: how often a call is made again, within its timeout, that ended in an error which is `retryable`, and
+            not `maybe_executed` unless it is idempotent. Each time it has a new id, unless `task_id` is given. `submit`
+            tries again until the broker has the request; a cast is made once.
+        on_disconnect: "resume" has the answers to what was sent claimed on the next connection; "fail" ends it with
+            `ConnectionLost` at once.
+        cancel_task: whether cancelling the wait for a call cancels its task.
+        require_workers: whether to ask the broker, before the request is sent, if there is anybody to take it:
+            `Unroutable` or `NoWorkers` at once where there is not. It costs a round trip.
     """
 
     timeout: float | None = 30.0
@@ -33,9 +48,17 @@ class CallOptions:
     persistent: bool = False
     metadata: Mapping[str, Any] | None = None
     task_id: str | None = None
+    idempotent: bool = False
+    retries: int = 0
+    on_disconnect: DisconnectMode = "resume"
+    cancel_task: bool = True
+    require_workers: bool = False
 
     def __post_init__(self) -> None:
         check_timeout(self.timeout)
+        check_integer(self.retries, "retries", 0, _MOST_RETRIES)
+        if self.on_disconnect not in get_args(DisconnectMode):
+            raise ValueError(f"on_disconnect: {self.on_disconnect!r} is none of {', '.join(get_args(DisconnectMode))}")
         if self.priority is not None:
             check_integer(self.priority, "priority", 0, 255)
         if self.metadata is not None and not isinstance(self.metadata, Mapping):

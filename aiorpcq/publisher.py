@@ -19,7 +19,7 @@ from .protocol.executions import Execution, ExecutionPhase, ExecutionTable
 from .protocol.failures import describe_error, describe_exception
 from .protocol.messages import Outcome, Publication, StateMessage
 from .protocol.wire import encode_state
-from .states import FAILURE, SUCCESS
+from .states import FAILURE, REVOKED, SUCCESS
 from .transports.base import Link
 
 __all__ = ["PublisherStatistics", "ResultPublisher"]
@@ -47,6 +47,8 @@ class PublisherStatistics:
         returned: terminal states that found no reply queue: the caller is gone.
         refused: terminal states that the broker refused.
         lost: terminal states whose link was lost before their confirm; the redelivered request gets them again.
+        moved: terminal states that were returned and sent again, to where their caller had moved.
+        resent: terminal states that were sent again because their caller asked for them.
         unconfirmed: terminal states that wait for their confirm now.
     """
 
@@ -56,6 +58,8 @@ class PublisherStatistics:
     returned: int
     refused: int
     lost: int
+    moved: int
+    resent: int
     unconfirmed: int
 
 
@@ -84,7 +88,7 @@ class ResultPublisher:
         self.link: Link | None = None
         self._unconfirmed: dict[Publication, Execution] = {}
         self._succeeded = self._failed = self._updates = 0
-        self._returned = self._refused = self._lost = 0
+        self._returned = self._refused = self._lost = self._moved = self._resent = 0
 
     @property
     def unconfirmed(self) -> int:
@@ -100,6 +104,8 @@ class ResultPublisher:
             self._returned,
             self._refused,
             self._lost,
+            self._moved,
+            self._resent,
             len(self._unconfirmed),
         )
 
@@ -148,9 +154,27 @@ class ResultPublisher:
             self._fail(execution, description)
 
     def refuse(self, execution: Execution, error: RPCError) -> None:
-        """Publish FAILURE: *error* is the library's own."""
+        """Publish FAILURE: *error* is the library's own.
+
+        A refusal of what was not run and may be tried again is not kept: who tries again under the same id wants a run.
+        """
         if execution.phase in _UNANSWERED:
-            self._fail(execution, describe_error(error))
+            if execution.attempt > 1 or execution.losses or execution.delivery.redelivered:
+                error.maybe_executed = True  # an earlier attempt has run, or one that was lost
+            self._fail(execution, describe_error(error), kept=error.maybe_executed or not error.retryable)
+
+    def revoke(self, execution: Execution) -> None:
+        """Publish REVOKED: the caller has cancelled the task, or is gone."""
+        if execution.phase in _UNANSWERED:
+            self._failed += 1
+            self._answer(execution, REVOKED, *self._codecs.encode(None))
+
+    def resend(self, terminal: StateMessage, reply_to: str) -> None:
+        """Publish a cached terminal state to a caller that asks for it; it asks again where that is lost."""
+        link = self.link
+        if link is not None:
+            self._resent += 1
+            self._send(link, encode_state(terminal, reply_to))
 
     def reject(self, execution: Execution, error: RPCError) -> None:
         """Publish FAILURE for a request that has no part in the table, and acknowledge it once that is confirmed."""
@@ -187,13 +211,13 @@ class ResultPublisher:
         self._updates += 1
         self.link.publish(encode_state(message, execution.reply_to))
 
-    def _fail(self, execution: Execution, description: dict[str, Any]) -> None:
+    def _fail(self, execution: Execution, description: dict[str, Any], *, kept: bool = True) -> None:
         self._failed += 1
         if execution.reply_to is None:
             # Nobody is told, so somebody should be able to find it.
             kind, text = description.get("type", description["error"]), description["message"]
             logger.warning("method %s failed in a cast: %s: %.200s", execution.request.method, kind, text)
-        self._answer(execution, FAILURE, *self._encode_failure(description))
+        self._answer(execution, FAILURE, *self._encode_failure(description), kept=kept)
 
     def _encode_failure(self, description: dict[str, Any]) -> tuple[bytes, str, str | None]:
         """Return *description* as it can be sent: whole, or what is essential, or that in JSON, which always can be."""
@@ -210,7 +234,14 @@ class ResultPublisher:
         return _json.encode(essential), _json.content_type, None
 
     def _answer(
-        self, execution: Execution, name: str, body: bytes, content_type: str, content_encoding: str | None
+        self,
+        execution: Execution,
+        name: str,
+        body: bytes,
+        content_type: str,
+        content_encoding: str | None,
+        *,
+        kept: bool = True,
     ) -> None:
         sequence = execution.sequence
         message = StateMessage(
@@ -222,7 +253,7 @@ class ResultPublisher:
             execution.attempt,
             sequence + 1 if sequence else 0,
         )
-        self._table.answer(execution, message, self._time())
+        self._table.answer(execution, message, self._time() if kept else None)
         self._publish(execution)
 
     def _publish(self, execution: Execution) -> None:
@@ -263,6 +294,9 @@ class ResultPublisher:
         if outcome is _CONFIRMED:
             self._table.end(execution)
             execution.delivery.ack()
+        elif outcome is Outcome.RETURNED and publication.routing_key != execution.reply_to:
+            self._moved += 1
+            self._publish(execution)
         elif outcome is Outcome.RETURNED:
             self._returned += 1
             self._table.end(execution, returned=True)

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Final
+from collections.abc import Iterable
+from functools import partial
+from random import Random
+from typing import Final, Literal, NamedTuple, get_args
 
 from .codec import Codecs
 from .errors import ConnectFailed, UsageError
+from .limits import check_integer
 from .protocol.failures import ExceptionRegistry
 from .protocol.topology import split_method
-from .router import ReplyRouter, RouterOptions
+from .protocol.wire import encode_request
+from .retry import RetryBudget
+from .router import Lease, ReplyRouter, RouterOptions, acquire
 
-__all__ = ["Session"]
+__all__ = ["Route", "Session", "WhenFull"]
+
+WhenFull = Literal["fail", "wait"]
+"""What a call gets while too many are pending: `Overloaded`, or its turn."""
+
+_MOST: Final = 2**31
 
 _KEPT_ROUTES: Final = 10_000
 
@@ -27,14 +38,29 @@ def _count_fork() -> None:
 os.register_at_fork(after_in_child=_count_fork)
 
 
+class Route(NamedTuple):
+    """Where the requests for a method go, and whether it may run twice; a tuple, since every call unpacks it."""
+
+    routing_key: str
+    method: str
+    service: str
+    idempotent: bool
+
+
 class Session:
     """The router of a client, from `open` to `close`, and how its values are encoded and its errors rebuilt.
 
-    *backlog* bounds the states that are kept of a task, *max_pending* the calls that are not settled.
+    *backlog* bounds the states that are kept of a task, *max_pending* the calls that are not settled; *idempotent* are
+    the methods that always are. *rng* jitters the pauses between tries.
+
+    Raises:
+        ValueError: an option is out of range; the text names it.
     """
 
     __slots__ = (
         "_forks",
+        "_idempotent",
+        "_lease",
         "_opening",
         "_options",
         "_releasing",
@@ -42,25 +68,51 @@ class Session:
         "_routes",
         "backlog",
         "codecs",
+        "encode_request",
         "errors",
         "exchange",
         "loop",
         "max_pending",
+        "retry_budget",
+        "rng",
+        "waits",
     )
 
     def __init__(
-        self, options: RouterOptions, codecs: Codecs, errors: ExceptionRegistry, max_pending: int, backlog: int
+        self,
+        options: RouterOptions,
+        *,
+        codecs: Codecs,
+        errors: ExceptionRegistry,
+        max_pending: int,
+        when_full: WhenFull = "fail",
+        backlog: int,
+        idempotent: Iterable[str] = (),
+        retry_budget: RetryBudget | None = None,
+        rng: Random | None = None,
     ) -> None:
+        if when_full not in get_args(WhenFull):
+            raise ValueError(f"when_full: {when_full!r} is none of {', '.join(get_args(WhenFull))}")
+        if retry_budget is not None and not isinstance(retry_budget, RetryBudget):
+            raise ValueError(f"retry_budget: a {type(retry_budget).__name__} is not a RetryBudget")
         self._options = options
+        self._idempotent = _method_names(idempotent)
         self.exchange = options.names.requests.name
+        self.encode_request = encode_request
+        if options.reply_queue == "direct":
+            self.encode_request = partial(encode_request, returns=False)
         self.codecs = codecs
         self.errors = errors
-        self.max_pending = max_pending
-        self.backlog = backlog
+        self.max_pending = check_integer(max_pending, "max_pending", 1, _MOST)
+        self.waits = when_full == "wait"
+        self.backlog = check_integer(backlog, "backlog", 1, _MOST)
+        self.retry_budget = RetryBudget() if retry_budget is None else retry_budget
+        self.rng = Random() if rng is None else rng
         self.loop: asyncio.AbstractEventLoop | None = None
+        self._lease: Lease | None = None
         self._router: ReplyRouter | None = None
         self._releasing: asyncio.Task[None] | None = None
-        self._routes: dict[str, tuple[str, str]] = {}
+        self._routes: dict[str, Route] = {}
         self._forks = 0
         self._opening: object | None = None
 
@@ -73,14 +125,14 @@ class Session:
             raise UsageError("the client is open already")
         opening = self._opening = object()
         try:
-            router = await ReplyRouter.acquire(self._options)
+            lease = await acquire(self._options)
             if self._opening is not opening:
-                await router.release()
+                await lease.release()
                 raise ConnectFailed("the client was closed while it was opened")
         finally:
             if self._opening is opening:
                 self._opening = None
-        self._router = router
+        self._lease, self._router = lease, lease.router
         self.loop = asyncio.get_running_loop()
         self._forks = _forks
 
@@ -91,11 +143,12 @@ class Session:
         """
         self._opening = None
         if self._router is not None and self._forks == _forks:
-            router = self.router()
-            self._router = None
+            router, lease = self.router(), self._lease
+            assert lease is not None
+            self._router = self._lease = None
             router.close_calls(self)
-            self._releasing = asyncio.get_running_loop().create_task(router.release(), name="aiorpcq client close")
-        self._router = None
+            self._releasing = asyncio.get_running_loop().create_task(lease.release(), name="aiorpcq client close")
+        self._router = self._lease = None
         if self._releasing is not None and self._forks == _forks:
             await asyncio.shield(self._releasing)
 
@@ -133,8 +186,17 @@ class Session:
         if self._router is not None:
             self._router.table.out_of_band.read(task_id)
 
-    def route(self, method: str) -> tuple[str, str]:
-        """Return routing key and method name for what a caller named; at most 10,000 are remembered.
+    @property
+    def is_direct(self) -> bool:
+        """Whether answers come by direct reply-to, which has no states and no cancels."""
+        return self._options.reply_queue == "direct"
+
+    def service_queue(self, service: str) -> str:
+        """Return the name of the queue of a service."""
+        return self._options.names.service_queue(service).name
+
+    def route(self, method: str) -> Route:
+        """Return where a method's requests go, by what a caller named; at most 10,000 are remembered.
 
         Raises:
             ValueError: it cannot be the name of a method.
@@ -144,5 +206,15 @@ class Session:
             service, name = split_method(method)
             if len(self._routes) >= _KEPT_ROUTES:
                 self._routes.clear()
-            route = self._routes[method] = (self._options.names.routing_key(service), name)
+            routing_key = self._options.names.routing_key(service)
+            route = self._routes[method] = Route(routing_key, name, service, (service, name) in self._idempotent)
         return route
+
+
+def _method_names(methods: Iterable[str]) -> frozenset[tuple[str, str]]:
+    if isinstance(methods, str):
+        raise ValueError(f"idempotent: {methods!r} is a name and not an iterable of names")
+    try:
+        return frozenset(map(split_method, methods))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"idempotent: {error}") from error

@@ -18,12 +18,25 @@ from .errors import (
     UsageError,
 )
 from .protocol.calls import Call, Phase
+from .protocol.control import CancelMode
 from .protocol.failures import rebuild_error
 from .protocol.messages import StateMessage
+from .router import ReplyRouter
 from .session import Session
 from .states import FAILURE, REVOKED, SUCCESS, is_terminal
 
-__all__ = ["Overflow", "State", "StateStream", "Task", "next_change", "value_of"]
+__all__ = [
+    "Overflow",
+    "State",
+    "StateStream",
+    "Task",
+    "cancel_call",
+    "check_cancel",
+    "follow",
+    "next_change",
+    "unfollow",
+    "value_of",
+]
 
 Overflow = Literal["fast_forward", "error"]
 """What a reader gets that fell behind by more states than are kept: the oldest kept, or `BacklogLimitExceeded`."""
@@ -106,6 +119,22 @@ class Task:
         self._session.mark_read(call.task_id)
         return value_of(self._session, call)
 
+    async def cancel(self, mode: CancelMode = "kill", *, timeout: float | None = None) -> None:
+        """Revoke the task. One that has ended is not touched.
+
+        With "skip" a method that has begun goes on, and this returns once the cancel is sent. "kill" stops the method
+        too and waits for the end, which is `REVOKED` unless another came first; `result` tells. "killnowait" stops it
+        as well and settles the task here at once with `TaskRevoked`. A plain `def` method is not stopped, but told. A
+        cancel that finds no connection is sent on the next one.
+
+        Raises:
+            ValueError: *mode* is unknown.
+            DeadlineExceeded: with "kill", the task has not ended within *timeout* seconds.
+            ConnectionLost: with "kill", the client was closed meanwhile.
+        """
+        check_cancel(mode, timeout)
+        await cancel_call(self._session, self._call, mode, timeout)
+
     def __await__(self) -> Generator[Any, None, Any]:
         return self.result().__await__()
 
@@ -121,6 +150,30 @@ class Task:
     def forget(self) -> None:
         """See `Client.forget`."""
         self._session.router().forget(self.id)
+
+
+def check_cancel(mode: CancelMode, timeout: float | None) -> None:
+    """Raise `ValueError` where a cancel cannot be so."""
+    if mode not in get_args(CancelMode):
+        raise ValueError(f"mode: {mode!r} is none of {', '.join(get_args(CancelMode))}")
+    check_timeout(timeout)
+
+
+async def cancel_call(session: Session, call: Call, mode: CancelMode, timeout: float | None) -> None:
+    """Revoke the task of *call*; see `Task.cancel`."""
+    if call.phase is not Phase.PENDING:
+        return
+    session.router().cancel(call, mode)
+    if mode != "kill":
+        return
+    try:
+        async with asyncio.timeout(timeout):
+            while call.phase is Phase.PENDING:
+                await next_change(call)
+                if session.is_closed and call.phase is Phase.PENDING:
+                    raise _closed_error(call.task_id)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the task has not ended within {timeout:g} s", task_id=call.task_id) from None
 
 
 def value_of(session: Session, call: Call) -> Any:
@@ -199,7 +252,7 @@ class StateStream:
             raise UsageError("the client was closed since")
         find, self._find = self._find, _closed
         call = self._call = find()
-        call.readers.append(self._session)
+        follow(self._session, call)
         if call.backlog is not None:
             self._position = call.backlog.dropped
         return call
@@ -221,9 +274,21 @@ class StateStream:
     def _leave(self) -> None:
         call, self._call, self._find = self._call, None, _closed
         if call is not None:
-            call.readers.remove(self._session)
-            if not call.readers:
-                self._router.leave(call)
+            unfollow(self._session, self._router, call)
+
+
+def follow(session: Session, call: Call) -> None:
+    """Count *session* among the readers of *call*."""
+    call.readers = [*call.readers, session]
+
+
+def unfollow(session: Session, router: ReplyRouter, call: Call) -> None:
+    """Undo `follow`; with its last reader a task that was submitted elsewhere is no longer awaited."""
+    readers = list(call.readers)
+    readers.remove(session)
+    call.readers = readers
+    if not readers:
+        router.leave(call)
 
 
 def _closed_error(task_id: str) -> ConnectionLost:

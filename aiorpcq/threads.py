@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from typing import Any, Protocol, TypeVar
 
 from .errors import UsageError
+from .protocol.control import CancelMode
 from .session import Session
 from .task import Task
 
@@ -50,6 +51,10 @@ class ThreadBridge:
     def result(self, task: Task, timeout: float | None = None) -> Any:
         """See `Task.result`."""
         return self._run(task.result(timeout))
+
+    def cancel(self, task: Task, mode: CancelMode = "kill", *, timeout: float | None = None) -> None:
+        """See `Task.cancel`."""
+        self._run(task.cancel(mode, timeout=timeout))
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         try:

@@ -9,9 +9,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -20,16 +18,18 @@ import anyio
 from .codec import Codecs
 from .deadline import check_timeout
 from .errors import RPCError, UsageError
-from .executor import Executor, Places
+from .executor import Executor
+from .health import Health
 from .limits import DEFAULT_MAX_SIZE, check_integer, check_max_size
+from .method import check_delivery
+from .places import RunOptions
+from .protocol.deliveries import DeliveryMode
 from .protocol.executions import ExecutionTable
 from .protocol.terminals import CacheLimits
 from .protocol.topology import Names
-from .publisher import PublisherStatistics, ResultPublisher
-from .service import DeliveryMode, Service, check_delivery
-from .transports.base import Link, Subscription
-from .transports.registry import make_transport
-from .transports.supervisor import Supervisor
+from .service import Service
+from .serving import Serving, WorkerStatistics
+from .transports.registry import make_transports
 
 __all__ = ["Worker", "WorkerStatistics"]
 
@@ -37,39 +37,16 @@ logger = logging.getLogger("aiorpcq.worker")
 
 _MOST_PREFETCH: Final = 65_535  # a short integer in Basic.Qos
 _MOST_THREADS: Final = 10_000
+_MOST_ATTEMPTS: Final = 1_000
 
 _CANCEL_TIMEOUT: Final = 2.0
 """Seconds that a closing worker waits for the broker to stop delivering."""
 
+_HURRY_TIMEOUT: Final = 0.5
+"""Seconds that a worker that was told twice waits for the runs that it has cancelled."""
+
 _CONFIRM_TIMEOUT: Final = 5.0
 """Seconds that a closing worker waits for the confirms of what it has published."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatistics:
-    """What a worker does now, and what it has counted.
-
-    Attributes:
-        running: executions that have not ended.
-        started: requests whose method was run.
-        adopted: redeliveries of what ran here already.
-        answered: redeliveries that got their terminal state from the cache.
-        expired: runs that were stopped at their deadline.
-        rejected: messages that were no requests.
-        cached: terminal states that are held for duplicates.
-        cached_size: their bytes.
-        publisher: what the publisher has counted.
-    """
-
-    running: int
-    started: int
-    adopted: int
-    answered: int
-    expired: int
-    rejected: int
-    cached: int
-    cached_size: int
-    publisher: PublisherStatistics
 
 
 class Worker:
@@ -79,15 +56,18 @@ class Worker:
     belongs to the event loop it was started on.
 
     Args:
-        url: as for `Client`.
+        url: as for `Client`; several are tried in turn.
         services: what to serve; their names must differ.
         concurrency: how many requests of each service run at once. It is the prefetch too: what is delivered is run.
         threads: how many plain `def` methods run at once, of all services.
         delivery: default of the methods' `delivery`.
+        max_attempts: default of the methods' `max_attempts`.
         codecs: how arguments are decoded and values encoded; msgpack, accepting JSON too, by default.
         cache: bounds of the cache of terminal states.
         max_size: bytes a body may have, encoded.
         grace: seconds that a stopping worker lets its runs go on before it cancels them.
+        caller_gone_grace: seconds that a caller may be gone before runs of methods with `on_caller_gone="cancel"` are
+            stopped. The default is more than a caller needs to notice a dead link and come back.
         prefix: as for `Client`.
 
     Raises:
@@ -96,44 +76,54 @@ class Worker:
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         services: Iterable[Service],
         *,
         concurrency: int = 100,
         threads: int = 40,
         delivery: DeliveryMode = "at_least_once",
+        max_attempts: int = 5,
         codecs: Codecs | None = None,
         cache: CacheLimits | None = None,
         max_size: int = DEFAULT_MAX_SIZE,
         grace: float = 30.0,
+        caller_gone_grace: float = 60.0,
         prefix: str = "rpc",
     ) -> None:
         check_integer(concurrency, "concurrency", 1, _MOST_PREFETCH)
         check_integer(threads, "threads", 1, _MOST_THREADS)
         check_max_size(max_size)
-        if grace is None:
-            raise ValueError("grace: None is not a number of seconds")
-        check_timeout(grace, "grace")
+        check_integer(max_attempts, "max_attempts", 1, _MOST_ATTEMPTS)
+        for option, seconds in (("grace", grace), ("caller_gone_grace", caller_gone_grace)):
+            if seconds is None:
+                raise ValueError(f"{option}: None is not a number of seconds")
+            check_timeout(seconds, option)
         self._services = _by_name(services)
         self._names = Names(prefix)
-        self._concurrency = concurrency
-        self._delivery = check_delivery(delivery) or "at_least_once"
+        self.id = f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._runs = RunOptions(
+            self.id,
+            check_delivery(delivery) or "at_least_once",
+            max_attempts,
+            concurrency,
+            threads,
+            max_size,
+            caller_gone_grace,
+        )
         self._codecs = codecs or Codecs(max_size=max_size)
         self._grace = grace
-        self._max_size = max_size
         self._table = ExecutionTable(cache or CacheLimits())
-        self._transport = make_transport(url, max_size=max_size, name="aiorpcq worker")
-        self.id = f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
-        self._threads = threads
-        self._parts: _Parts | None = None
-        self._subscriptions: list[Subscription] = []
+        self._transports = make_transports(url, max_size=max_size, name="aiorpcq worker")
+        self._parts: Serving | None = None
+        self._hurry: asyncio.Event | None = None
         self._closing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<Worker {self.id} of {', '.join(self._services)} at {self._transport.address}>"
+        addresses = ", ".join(transport.address for transport in self._transports)
+        return f"<Worker {self.id} of {', '.join(self._services)} at {addresses}>"
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then drain; a second signal cancels what still runs.
+        """Serve until SIGTERM or SIGINT, then drain; a second signal ends what still runs at once.
 
         Raises:
             ConnectFailed: the broker cannot be reached or refuses what is needed.
@@ -148,8 +138,8 @@ class Worker:
                 hurry = asyncio.ensure_future(anext(aiter(signals)))
                 try:
                     await asyncio.wait((closing, hurry), return_when=asyncio.FIRST_COMPLETED)
-                    if not closing.done():
-                        self._started.executor.cancel_runs()
+                    if self._hurry is not None:
+                        self._hurry.set()
                     await closing
                 finally:
                     hurry.cancel()
@@ -164,29 +154,17 @@ class Worker:
         """
         if self._parts is not None:
             raise UsageError("a worker is started once")
-        loop = asyncio.get_running_loop()
-        confirmed = asyncio.Event()
-        publisher = ResultPublisher(self._table, self._codecs, self._max_size, self.id, loop, confirmed.set)
-        executor = Executor(
-            self._table,
-            publisher,
-            self._codecs,
-            loop,
-            delivery=self._delivery,
-            threads=self._threads,
-            max_size=self._max_size,
+        parts = self._parts = Serving(
+            self._transports, self._services, self._names, self._codecs, self._table, self._runs
         )
-        supervisor = Supervisor(self._transport, self._setup, self._on_lost, logger)
-        places = {name: Places(service.methods, self._concurrency) for name, service in self._services.items()}
-        self._parts = _Parts(publisher, executor, supervisor, confirmed, places)
         try:
-            await supervisor.start()
+            await parts.supervisor.start()
         except BaseException:
             # One service may have been served already when another could not be.
-            executor.drain()
-            executor.cancel_runs()
-            await asyncio.gather(*executor.tasks, return_exceptions=True)
-            executor.close()
+            parts.executor.drain(parts.places.values())
+            parts.executor.cancel_runs()
+            await asyncio.gather(*parts.executor.tasks, return_exceptions=True)
+            await parts.close()
             raise
         logger.info("worker %s serves %s", self.id, ", ".join(self._services))
 
@@ -211,85 +189,69 @@ class Worker:
     ) -> None:
         await self.aclose()
 
+    def health(self) -> Health:
+        """Tell whether the worker can take requests now, and if not, why."""
+        parts = self._parts
+        if parts is None:
+            return Health(False, "not started")
+        if parts.executor.draining:
+            return Health(False, "draining")
+        link = parts.supervisor.link
+        if link is None:
+            return Health(False, f"not connected to {parts.supervisor.address}")
+        missing = parts.consumers.missing
+        if missing:
+            return Health(False, f"not consuming for services: {', '.join(missing)}")
+        if not link.writable:
+            return Health(False, "the broker takes nothing: it has blocked the connection, or does not read from it")
+        return Health(True)
+
     def statistics(self) -> WorkerStatistics:
         """Return a snapshot."""
-        table, executor = self._table, self._started.executor
-        return WorkerStatistics(
-            running=len(table.running),
-            started=executor.started,
-            adopted=table.adopted,
-            answered=table.answered,
-            expired=executor.expired,
-            rejected=executor.rejected,
-            cached=len(table.cache),
-            cached_size=table.cache.size,
-            publisher=self._started.publisher.statistics(),
-        )
+        return self._started.statistics()
 
     @property
-    def _started(self) -> _Parts:
+    def _started(self) -> Serving:
         if self._parts is None:
             raise UsageError("the worker is not started")
         return self._parts
 
-    async def _setup(self, link: Link, generation: int) -> None:
-        """Declare and consume on a new connection; what was unacknowledged on the last one comes again by itself."""
-        names, parts = self._names, self._started
-        await link.declare(names.requests, names.control)
-        parts.publisher.link = link
-        self._subscriptions = []
-        for service in self._services.values():
-            queue = names.service_queue(service.name, service.queue_arguments)
-            await link.declare(queue, names.binding(service.name))
-        if parts.executor.draining:
-            return  # what runs may still be answered
-        for name, places in parts.places.items():
-            on_delivery = partial(parts.executor.on_delivery, places)
-            queue = names.service_queue(name)
-            self._subscriptions.append(await link.consume(queue.name, on_delivery, prefetch=self._concurrency))
-
-    def _on_lost(self, error: RPCError) -> None:
-        """Let runs go on: their requests are redelivered, here or elsewhere, and adopted where they still run."""
-        self._started.publisher.link = None
-        self._subscriptions = []
-
     async def _drain(self) -> None:
         parts = self._started
-        executor = parts.executor
-        executor.drain()
+        executor, hurry = parts.executor, asyncio.Event()
+        self._hurry = hurry
+        executor.drain(parts.places.values())
         with contextlib.suppress(RPCError, TimeoutError):
             # A broker that has blocked us does not answer; what it still delivers goes back by itself.
             async with asyncio.timeout(_CANCEL_TIMEOUT):
-                for subscription in self._subscriptions:
-                    await subscription.cancel()
-        tasks = set(executor.tasks)
-        if tasks:
-            _, running = await asyncio.wait(tasks, timeout=self._grace)
-            if running:
-                logger.warning("%d runs did not end within the grace of %g s", len(running), self._grace)
-                executor.cancel_runs()
-                await asyncio.wait(running, timeout=_CONFIRM_TIMEOUT)
+                await parts.consumers.stop()
+        await self._finish_runs(executor, hurry)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_CONFIRM_TIMEOUT):
-                while parts.publisher.unconfirmed:
+            async with asyncio.timeout(_HURRY_TIMEOUT if hurry.is_set() else _CONFIRM_TIMEOUT):
+                while parts.unconfirmed:
                     parts.confirmed.clear()
                     await parts.confirmed.wait()
-        executor.close()
-        await parts.supervisor.close()
+        await parts.close()
 
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What a started worker is made of; *confirmed* is set when no terminal state is unconfirmed.
-
-    *places* are those of its services, by name.
-    """
-
-    publisher: ResultPublisher
-    executor: Executor
-    supervisor: Supervisor
-    confirmed: asyncio.Event
-    places: dict[str, Places]
+    async def _finish_runs(self, executor: Executor, hurry: asyncio.Event) -> None:
+        """Let the runs go on for the grace, or until a second signal, then cancel them."""
+        tasks = set(executor.tasks)
+        if not tasks:
+            return
+        ended = asyncio.ensure_future(asyncio.wait(tasks))
+        hurried = asyncio.ensure_future(hurry.wait())
+        try:
+            await asyncio.wait((ended, hurried), timeout=self._grace, return_when=asyncio.FIRST_COMPLETED)
+            running = [task for task in tasks if not task.done()]
+            if running:
+                if not hurry.is_set():
+                    logger.warning("%d runs did not end within the grace of %g s", len(running), self._grace)
+                executor.cancel_runs()
+                await asyncio.wait(running, timeout=_HURRY_TIMEOUT if hurry.is_set() else _CONFIRM_TIMEOUT)
+        finally:
+            ended.cancel()
+            hurried.cancel()
+            await asyncio.gather(ended, hurried, return_exceptions=True)
 
 
 def _by_name(services: Iterable[Service]) -> dict[str, Service]:

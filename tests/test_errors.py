@@ -35,7 +35,7 @@ TREE: list[tuple[str, bool, bool, type[Exception]]] = [
     ("Unroutable", False, False, RPCError),
     ("UnsupportedVersion", False, False, RPCError),
     ("UsageError", False, False, RuntimeError),
-    ("WorkerLost", True, False, RPCError),
+    ("WorkerLost", True, True, RPCError),
 ]
 
 

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
+from uuid import uuid4
 
-from aiorpcq import CacheLimits, Codecs, Service
-from aiorpcq.executor import Executor, Places
+import pytest
+
+from aiorpcq import CacheLimits, Codecs, Context, Service
+from aiorpcq.executor import Executor
+from aiorpcq.intake import Intake
+from aiorpcq.places import Places, RunOptions
+from aiorpcq.protocol.control import Cancel, CancelMode
+from aiorpcq.protocol.deliveries import DeliveryMode
 from aiorpcq.protocol.executions import ExecutionPhase, ExecutionTable
 from aiorpcq.protocol.messages import Properties, Request
+from aiorpcq.protocol.topology import Names, Queue
 from aiorpcq.protocol.wire import encode_request
 from aiorpcq.publisher import ResultPublisher
+from aiorpcq.republisher import Republisher
+from aiorpcq.transports.base import Delivery
+from aiorpcq.transports.memory import MemoryTransport
 
 _MAX_SIZE = 1 << 20
 _CONCURRENCY = 3
+_REPLIES = "rpc.reply.1"
 
 
 class HandMade:
@@ -36,17 +51,65 @@ class HandMade:
         self.settled.append("requeue" if requeue else "reject")
 
 
-def _delivery(task_id: str, *arguments: Any) -> HandMade:
-    request = Request(task_id, "run", *Codecs().encode([list(arguments), {}]), reply_to="rpc.reply.1")
-    publication = encode_request(request, "rpc", "rpc:default")
-    return HandMade(publication.properties, publication.body)
+class Bench:
+    """An executor on a broker in the process, and what it gives back to that."""
+
+    def __init__(self, service: Service, mode: DeliveryMode) -> None:
+        loop, codecs = asyncio.get_running_loop(), Codecs()
+        options = RunOptions("worker", mode, 5, _CONCURRENCY, 1, _MAX_SIZE, 60.0)
+        self.idle = asyncio.Event()
+        self.table = ExecutionTable(CacheLimits())
+        self.publisher = ResultPublisher(self.table, codecs, _MAX_SIZE, "worker", loop, self.idle.set)
+        self.republisher = Republisher(Names(), "worker", loop, self.idle.set)
+        self.executor = Executor(self.table, self.publisher, self.republisher, codecs, loop, options)
+        self.intake = Intake(self.table, self.publisher, self.republisher, self.executor, loop, options)
+        self.places = Places("default", service.methods, _CONCURRENCY)
+        self.back: asyncio.Queue[Delivery] = asyncio.Queue()
+        self.replies: asyncio.Queue[Delivery] = asyncio.Queue()
+
+    def deliver(self, task_id: str, *arguments: Any) -> HandMade:
+        request = Request(task_id, "run", *Codecs().encode([list(arguments), {}]), reply_to=_REPLIES)
+        publication = encode_request(request, "rpc", "rpc:default")
+        delivery = HandMade(publication.properties, publication.body)
+        self.intake.on_delivery(self.places, delivery)
+        return delivery
+
+    async def stop(self) -> None:
+        """Drain without any grace."""
+        tasks = set(self.executor.tasks)
+        self.executor.drain([self.places])
+        self.executor.cancel_runs()
+        await asyncio.gather(*tasks)
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Wait for every confirm."""
+        while self.republisher.pending or self.publisher.unconfirmed:
+            self.idle.clear()
+            await self.idle.wait()
+
+    async def histories(self, count: int) -> list[tuple[int, int]]:
+        """Return attempt and lost runs of the next requests that were given back."""
+        headers = [(await self.back.get()).properties.headers or {} for _ in range(count)]
+        return [(header.get("attempt", 1), header.get("losses", 0)) for header in headers]
 
 
-def _executor(service: Service) -> tuple[Executor, Places]:
-    table, codecs, loop = ExecutionTable(CacheLimits()), Codecs(), asyncio.get_running_loop()
-    publisher = ResultPublisher(table, codecs, _MAX_SIZE, "worker", loop, lambda: None)
-    executor = Executor(table, publisher, codecs, loop, delivery="at_least_once", threads=1, max_size=_MAX_SIZE)
-    return executor, Places(service.methods, _CONCURRENCY)
+@asynccontextmanager
+async def bench(service: Service, mode: DeliveryMode = "at_least_once") -> AsyncIterator[Bench]:
+    link = await MemoryTransport(f"memory://{uuid4().hex}").connect(10)
+    names = Names()
+    made = Bench(service, mode)
+    await link.declare(names.requests, names.service_queue("default"), names.binding("default"))
+    await link.declare(Queue(_REPLIES))
+    await link.consume(_REPLIES, made.replies.put_nowait, no_ack=True)
+    await link.consume(names.service_queue("default").name, made.back.put_nowait, no_ack=True)
+    made.publisher.link = made.republisher.link = made.executor.callers.link = link
+    try:
+        yield made
+    finally:
+        made.executor.close()
+        await made.republisher.close()
+        await link.close()
 
 
 async def test_a_run_that_is_stopped_before_its_first_step_goes_back_and_leaves_its_place() -> None:
@@ -56,34 +119,168 @@ async def test_a_run_that_is_stopped_before_its_first_step_goes_back_and_leaves_
     async def run(value: int) -> None:
         ran.append(value)
 
-    executor, places = _executor(service)
-    deliveries = [_delivery(str(number), number) for number in range(_CONCURRENCY + 1)]
-    for delivery in deliveries:
-        executor.on_delivery(places, delivery)
-    tasks = set(executor.tasks)
-    assert (len(tasks), places.free, len(places.waiting)) == (_CONCURRENCY, 0, 1)
-    executor.drain()
-    executor.cancel_runs()
-    await asyncio.gather(*tasks)
-    executor.close()
-    assert [delivery.settled for delivery in deliveries] == [["requeue"]] * (_CONCURRENCY + 1)
-    assert (ran, executor.tasks, places.free) == ([], set(), _CONCURRENCY)
+    async with bench(service) as made:
+        deliveries = [made.deliver(str(number), number) for number in range(_CONCURRENCY + 1)]
+        assert (len(made.executor.tasks), made.places.free, len(made.places.waiting)) == (_CONCURRENCY, 0, 1)
+        await made.stop()
+        assert [delivery.settled for delivery in deliveries] == [["ack"]] * (_CONCURRENCY + 1)
+        assert await made.histories(_CONCURRENCY + 1) == [(1, 0)] * (_CONCURRENCY + 1)
+        assert (ran, made.executor.tasks, made.places.free) == ([], set(), _CONCURRENCY)
+
+
+async def test_a_run_that_had_begun_goes_back_as_one_that_was_lost() -> None:
+    service, begun = Service(), asyncio.Event()
+
+    @service.method
+    async def run() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with bench(service) as made:
+        delivery = made.deliver("t")
+        await begun.wait()
+        await made.stop()
+        assert (delivery.settled, await made.histories(1)) == (["ack"], [(2, 1)])
+
+
+async def test_a_run_that_waited_for_a_thread_goes_back_as_one_that_was_not_begun() -> None:
+    service, ran, begun, go_on = Service(), [], threading.Event(), threading.Event()
+
+    @service.method
+    def run(ctx: Context, value: int) -> None:
+        ran.append(value)
+        begun.set()
+        go_on.wait()
+
+    async with bench(service) as made:
+        deliveries = [made.deliver(str(number), number) for number in range(2)]
+        await asyncio.to_thread(begun.wait)
+        await made.stop()
+        go_on.set()
+        assert [delivery.settled for delivery in deliveries] == [["ack"], ["ack"]]
+        assert sorted(await made.histories(2)) == [(1, 0), (2, 1)]
+        assert ran == [0]
+
+
+async def test_a_run_that_waited_for_a_thread_is_not_lost_where_it_must_not_run_again() -> None:
+    service, begun, go_on = Service(), threading.Event(), threading.Event()
+
+    @service.method
+    def run(value: int) -> None:
+        begun.set()
+        go_on.wait()
+
+    async with bench(service, "no_rerun") as made:
+        for number in range(2):
+            made.deliver(str(number), number)
+        await asyncio.to_thread(begun.wait)
+        await made.stop()
+        go_on.set()
+        assert await made.histories(1) == [(1, 0)]
+        assert made.publisher.statistics().failed == 1  # the one that had begun
+
+
+@pytest.mark.parametrize("mode", ["skip", "kill"])
+async def test_a_run_that_waits_for_a_thread_is_kept_from_that_by_any_cancel(mode: CancelMode) -> None:
+    service, ran, begun, go_on = Service(), [], threading.Event(), threading.Event()
+
+    @service.method
+    def run(value: int) -> None:
+        ran.append(value)
+        begun.set()
+        go_on.wait()
+
+    async with bench(service) as made:
+        deliveries = [made.deliver(str(number), number) for number in range(_CONCURRENCY)]
+        await asyncio.to_thread(begun.wait)
+        tasks = set(made.executor.tasks)
+        made.executor.revoke(Cancel("1", _REPLIES, mode, 60.0))
+        go_on.set()
+        await asyncio.gather(*tasks)
+        await made.settle()
+        assert (ran, made.executor.revoked) == ([0, 2], 1)
+        assert [delivery.settled for delivery in deliveries] == [["ack"]] * _CONCURRENCY
+
+
+async def test_a_drain_gives_back_what_waits_for_a_thread_and_lets_the_others_end() -> None:
+    service, ran, begun, go_on = Service(), [], threading.Event(), threading.Event()
+
+    @service.method
+    def run(value: int) -> None:
+        ran.append(value)
+        begun.set()
+        go_on.wait()
+
+    async with bench(service, "no_rerun") as made:
+        for number in range(_CONCURRENCY):
+            made.deliver(str(number), number)
+        await asyncio.to_thread(begun.wait)
+        tasks = set(made.executor.tasks)
+        made.executor.drain([made.places])
+        assert await made.histories(_CONCURRENCY - 1) == [(1, 0)] * (_CONCURRENCY - 1)
+        go_on.set()
+        await asyncio.gather(*tasks)
+        await made.settle()
+        assert (ran, made.publisher.statistics().succeeded) == ([0], 1)
+        made.executor.draining = False
+        made.deliver("again", 7)  # the only thread is free again
+        await asyncio.gather(*made.executor.tasks)
+        assert ran == [0, 7]
+
+
+async def test_a_run_that_expires_while_it_waits_for_a_thread_is_known_not_to_have_run() -> None:
+    service, begun, go_on = Service(), threading.Event(), threading.Event()
+
+    @service.method(timeout=0.05)
+    def run(value: int) -> None:
+        begun.set()
+        go_on.wait()
+
+    async with bench(service) as made:
+        for number in range(2):
+            made.deliver(str(number), number)
+        await asyncio.to_thread(begun.wait)
+        tasks = set(made.executor.tasks)
+        await asyncio.gather(*tasks)
+        go_on.set()
+        answers = [await made.replies.get() for _ in range(2)]
+        executed = {
+            answer.properties.correlation_id: Codecs().decode(answer.body, "application/msgpack", None)[
+                "maybe_executed"
+            ]
+            for answer in answers
+        }
+        assert executed == {"0": True, "1": False}
+
+
+async def test_a_run_that_is_revoked_before_its_first_step_runs_nothing() -> None:
+    service, ran = Service(), []
+
+    @service.method
+    async def run() -> None:
+        ran.append(1)
+
+    async with bench(service) as made:
+        made.deliver("t")
+        made.executor.revoke(Cancel("t", _REPLIES, "skip", 60.0))
+        await asyncio.gather(*made.executor.tasks)
+        assert (ran, made.executor.revoked, made.places.free) == ([], 1, _CONCURRENCY)
 
 
 async def test_requests_that_expire_while_they_wait_do_not_pile_up() -> None:
-    service, gate = Service(delivery="at_most_once"), asyncio.Event()
+    service, gate = Service(), asyncio.Event()
 
     @service.method
     async def run(value: int) -> None:
         await gate.wait()
 
-    executor, places = _executor(service)
-    for number in range(20 * _CONCURRENCY):
-        executor.on_delivery(places, _delivery(str(number), number))
-        if places.waiting:
-            places.waiting[-1][0].phase = ExecutionPhase.ENDED  # as its deadline would
-        assert len(places.waiting) <= 2 * _CONCURRENCY
-    gate.set()
-    await asyncio.gather(*executor.tasks)
-    executor.close()
-    assert (places.free, len(places.waiting)) == (_CONCURRENCY, 0)
+    async with bench(service, "at_most_once") as made:
+        places = made.places
+        for number in range(20 * _CONCURRENCY):
+            made.deliver(str(number), number)
+            if places.waiting:
+                places.waiting[-1][0].phase = ExecutionPhase.ENDED  # as its deadline would
+            assert len(places.waiting) <= 2 * _CONCURRENCY
+        gate.set()
+        await asyncio.gather(*made.executor.tasks)
+        assert (places.free, len(places.waiting)) == (_CONCURRENCY, 0)

@@ -31,7 +31,7 @@ async def test_a_state_that_waits_while_the_broker_blocks_is_not_sent_once_the_t
     await link.consume(_REPLIES, lambda delivery: sent.append(delivery.properties.type), no_ack=True)
 
     request = Request("t", "method", b"", "application/msgpack", None, _REPLIES, states=True)
-    _, execution = table.begin(request, _Settled(), None)
+    _, execution = table.begin(request, _Settled(), None, 0.0)
     await publisher.update(execution, "PROGRESS", 1)
     transport.broker.block()
     late = asyncio.ensure_future(publisher.update(execution, "PROGRESS", 2))

@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import aiorpcq.service
+import aiorpcq.context
+from aiorpcq.context import Context
 from aiorpcq.errors import InvalidArguments
-from aiorpcq.service import Context, Method, Service
+from aiorpcq.method import Method, MethodOptions
+from aiorpcq.retry import RetryPolicy
+from aiorpcq.service import Service
 
 
 class Sink:
@@ -22,6 +25,7 @@ class Sink:
     def __init__(self, remaining: float | None = None) -> None:
         self.states: list[tuple[str, Any]] = []
         self.left = remaining
+        self.stopped = False
 
     async def update(self, name: str, value: Any) -> None:
         self.states.append((name, value))
@@ -29,12 +33,15 @@ class Sink:
     def remaining(self) -> float | None:
         return self.left
 
+    def is_stopped(self) -> bool:
+        return self.stopped
+
 
 CONTEXT = Context(Sink(), task_id="t", method="m")
 
 
 def make_method(function: Callable[..., Any]) -> Method:
-    return Method("m", function, None, None)
+    return Method("m", function)
 
 
 def bind(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -216,7 +223,7 @@ def test_a_context_annotation_may_be_quoted_or_qualified() -> None:
     def quoted(ctx: "Context") -> Any:  # noqa: UP037  # the quotes are what is tested
         return ctx
 
-    def qualified(ctx: aiorpcq.service.Context) -> Any:
+    def qualified(ctx: aiorpcq.context.Context) -> Any:
         return ctx
 
     assert bind(quoted) is CONTEXT
@@ -412,12 +419,50 @@ def test_every_option_of_a_queue_takes_effect() -> None:
         {"timeout": True},
         {"delivery": "exactly_once"},
         {"delivery": ""},
+        {"max_attempts": 0},
+        {"max_attempts": 1_001},
+        {"max_attempts": True},
+        {"retry": 3},
+        {"retry": ConnectionError},
+        {"on_caller_gone": "ignore"},
+        {"on_caller_gone": ""},
     ],
 )
 def test_an_option_out_of_range_is_named(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(ValueError, match=f"^{name}: "):
         Service(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timeout": -1},
+        {"delivery": "twice"},
+        {"max_attempts": 0},
+        {"retry": "always"},
+        {"on_caller_gone": "ignore"},
+        {"idempotent": 1},
+    ],
+)
+def test_an_option_of_a_method_out_of_range_is_named(options: dict[str, Any]) -> None:
+    (name,) = options
+    service = Service()
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        service.method(**options)(plain)
+    assert service.methods == {}
+
+
+def test_every_option_of_a_method_is_the_services_where_it_has_none() -> None:
+    policy, other = RetryPolicy(on=(OSError,)), RetryPolicy(on=(ValueError,))
+    service = Service(max_attempts=3, retry=policy, on_caller_gone="cancel")
+    service.method(plain)
+    service.method(name="other", max_attempts=7, retry=other, on_caller_gone="finish", idempotent=True)(plain)
+    options = [method.options for method in service.methods.values()]
+    assert options == [
+        MethodOptions(max_attempts=3, retry=policy, on_caller_gone="cancel"),
+        MethodOptions(max_attempts=7, retry=other, on_caller_gone="finish", idempotent=True),
+    ]
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "a b", "ä", None, 5])
@@ -449,6 +494,14 @@ def test_a_context_knows_its_call() -> None:
 
 def test_a_call_that_has_no_parent_is_its_own_root() -> None:
     assert (CONTEXT.parent_id, CONTEXT.root_id, CONTEXT.metadata, CONTEXT.remaining) == (None, "t", {}, None)
+
+
+def test_a_context_tells_whether_its_run_is_to_stop() -> None:
+    sink = Sink()
+    context = Context(sink, task_id="t", method="m")
+    assert not context.is_cancelled
+    sink.stopped = True
+    assert context.is_cancelled
 
 
 def test_a_context_shows_no_metadata() -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,6 +94,46 @@ async def test_a_request_with_an_address_that_is_no_text_is_refused_and_takes_no
             assert (statistics.started, statistics.rejected) == (1, 2)
     finally:
         await link.close()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"concurrency": 0},
+        {"concurrency": 65_536},
+        {"concurrency": True},
+        {"threads": 0},
+        {"threads": 10_001},
+        {"delivery": "twice"},
+        {"delivery": ""},
+        {"max_attempts": 0},
+        {"max_attempts": 1_001},
+        {"max_size": 0},
+        {"grace": -1},
+        {"grace": None},
+        {"grace": float("nan")},
+        {"caller_gone_grace": -1},
+        {"caller_gone_grace": None},
+        {"prefix": ""},
+        {"prefix": "a.b"},
+    ],
+)
+def test_an_option_out_of_range_is_named(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        Worker("memory://options", [Service()], **options)
+
+
+@pytest.mark.parametrize("services", [[], [Service(), Service()], [Service(), 5], ["default"]])
+def test_services_that_cannot_be_served_are_named(services: list[Any]) -> None:
+    with pytest.raises(ValueError, match=r"^services: "):
+        Worker("memory://options", services)
+
+
+@pytest.mark.parametrize("url", ["http://localhost", "", [], ["memory://a", "amqp://localhost"], 5])
+def test_a_url_that_cannot_be_read_is_named(url: Any) -> None:
+    with pytest.raises(ValueError, match=r"^url: "):
+        Worker(url, [Service()])
 
 
 def publish_undecodable(link: AMQPLink, field: str) -> None:

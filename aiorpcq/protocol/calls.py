@@ -8,13 +8,13 @@ recognised by their prefix and counter, others by a bounded ring, so that a late
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any, Final
 
 from ..errors import RPCError
 from ..states import PENDING, is_terminal, precedence
-from .messages import StateMessage
+from .messages import Publication, StateMessage
 from .outofband import OutOfBandBuffer, OutOfBandLimits, TombstoneRing
 from .timers import DeadlineWheel
 
@@ -40,6 +40,8 @@ class Sending(Enum):
     UNSENT = "unsent"
     SENT = "sent"
     CONFIRMED = "confirmed"
+    LOST = "lost"
+    """It was sent, and what carried it broke before the broker confirmed it: nobody knows whether it is there."""
     NOT_OURS = "not ours"
     """Somebody else submitted the task; we only listen."""
 
@@ -90,6 +92,10 @@ class Call:
     *owner*, *waiter* and *watchers* are the shell's: whose call it is, what to wake at its end, what to wake at every
     state. *readers* are the owners of its streams. *backlog* is None for a call whose states nobody asked for.
     *foreign* says that the id was not made by this table's `TaskIds`.
+
+    *origin* is the reply queue that its request was sent with first, and that its answers can be claimed by once that
+    queue is gone; None where they cannot, or are not to be. *publication* is the request, for a call that may be sent
+    again; *route* is the shell's, where it was sent to.
     """
 
     __slots__ = (
@@ -100,9 +106,12 @@ class Call:
         "error",
         "foreign",
         "name",
+        "origin",
         "owner",
         "phase",
+        "publication",
         "readers",
+        "route",
         "sending",
         "sequence",
         "slot",
@@ -125,7 +134,10 @@ class Call:
         self.foreign = foreign
         self.waiter: Any = None
         self.watchers: list[Any] | None = None
-        self.readers: list[Any] = []
+        self.readers: Sequence[Any] = ()
+        self.origin: str | None = None
+        self.publication: Publication | None = None
+        self.route: Any = None
         self.deadline = deadline
         self.slot = 0
         self.phase = _PENDING
@@ -199,19 +211,35 @@ class TaskIds:
 class CallTable:
     """Pending calls by task id, and the out-of-band buffer and tombstones behind them.
 
-    The counters are plain integers that only grow: *duplicates* (a state of a task that is settled), *parked*, *stale*
-    (a state that an earlier one outdates), *evicted*.
+    The counters are plain integers that only grow: *duplicates* (a state of a task that is settled), *late* (one of
+    those, of a task that had ended here without an answer), *parked*, *orphaned* (a parked one that is terminal),
+    *stale* (a state that an earlier one outdates), *evicted*.
     """
 
-    __slots__ = ("_ids", "_out_of_band", "_tombstones", "_wheel", "duplicates", "parked", "pending", "stale")
+    __slots__ = (
+        "_ids",
+        "_out_of_band",
+        "_tombstones",
+        "_unanswered",
+        "_wheel",
+        "duplicates",
+        "late",
+        "orphaned",
+        "parked",
+        "pending",
+        "stale",
+    )
 
     def __init__(self, ids: TaskIds, limits: OutOfBandLimits, tombstones: int = _TOMBSTONES) -> None:
         self.pending: dict[str, Call] = {}
         self._out_of_band = OutOfBandBuffer(limits)
         self._tombstones = TombstoneRing(tombstones)
+        self._unanswered = TombstoneRing(tombstones)
         self._ids = ids
         self._wheel: DeadlineWheel[Call] = DeadlineWheel()
         self.duplicates = 0
+        self.late = 0
+        self.orphaned = 0
         self.parked = 0
         self.stale = 0
 
@@ -244,14 +272,19 @@ class CallTable:
             call.error = error
         if call.phase is Phase.PENDING:
             self._tombstones.discard(call.task_id)
+            self._unanswered.discard(call.task_id)
             self._out_of_band.take(call.task_id)
             self.add(call)
 
     def is_gone(self, task_id: str) -> bool:
         """Tell whether the task is known to be settled, with nothing of it left here."""
-        if task_id in self.pending or task_id in self._out_of_band:
+        return task_id not in self._out_of_band and self.is_settled(task_id)
+
+    def is_settled(self, task_id: str) -> bool:
+        """Tell whether the task is known to be settled."""
+        if task_id in self.pending:
             return False
-        return self._ids.made(task_id) or task_id in self._tombstones
+        return self._ids.made(task_id) or task_id in self._tombstones or self._out_of_band.has_ended(task_id)
 
     def receive(self, message: StateMessage, now: float) -> Call | None:
         """Take a state in; return the call that it changed, None where it changed none."""
@@ -272,11 +305,18 @@ class CallTable:
             return False
         call.phase = Phase.SETTLED
         call.error = error
+        self._unanswered.add(call.task_id)
         self._remove(call)
         return True
 
     def abandon(self, call: Call) -> None:
         """Remove every trace of *call*: its caller went away."""
+        if call.phase is Phase.PENDING:
+            self._unanswered.add(call.task_id)
+            self.end(call)
+
+    def end(self, call: Call) -> None:
+        """Remove every trace of *call*: there is no answer to wait for."""
         if call.phase is Phase.PENDING:
             call.phase = Phase.ABANDONED
             self._remove(call)
@@ -323,7 +363,9 @@ class CallTable:
             if call.sending is Sending.NOT_OURS:
                 if call.backlog is not None:
                     self.park(call.backlog.states, now)  # the wait is over, the task may not be
-            elif call.foreign:
+                continue
+            self._unanswered.add(call.task_id)
+            if call.foreign:
                 self._tombstones.add(call.task_id)
         return expired
 
@@ -338,8 +380,14 @@ class CallTable:
         task_id = message.task_id
         if task_id in self._tombstones or self._ids.made(task_id):
             self.duplicates += 1
+            if task_id in self._unanswered:
+                self.late += 1
+                if is_terminal(message.name):
+                    self._unanswered.discard(task_id)
             return
         self.parked += 1
+        if is_terminal(message.name):
+            self.orphaned += 1
         self._out_of_band.put(message, now)
 
     def _remove(self, call: Call) -> None:

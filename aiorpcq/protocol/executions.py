@@ -1,7 +1,7 @@
 """The worker's table: what runs, what has ended, and what to do with a request that comes again.
 
-A redelivery of an attempt that still runs here is adopted: the run goes on under the new delivery. One that has ended
-is answered from the cache of terminal states. So within one worker an attempt never runs twice while its entry is held.
+A request whose task still runs here is adopted: the run goes on under the new delivery. One whose attempt has ended is
+answered from the cache of terminal states. So within one worker an attempt never runs twice while its entry is held.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, Final
 
+from .callers import Moves, Revocations
 from .messages import Request, StateMessage
-from .terminals import AttemptKey, CacheLimits, TerminalCache, attempt_key
+from .terminals import CacheLimits, TerminalCache
 from .timers import DeadlineWheel
 
 __all__ = ["Execution", "ExecutionPhase", "ExecutionTable", "Verdict"]
@@ -33,11 +34,13 @@ class Verdict(Enum):
 
     RUN = "run"
     ADOPTED = "adopted"
-    """The attempt runs here already; it goes on under the new delivery."""
+    """The task runs here already; it goes on under the new delivery."""
     ANSWERED = "answered"
     """The attempt has ended here; its terminal state is to be sent again."""
     REFUSED = "refused"
     """Another caller's task of the same id runs here; this one's execution is not registered."""
+    REVOKED = "revoked"
+    """Its caller has revoked the task; the execution is registered, to be answered so."""
 
 
 # Globals for the hot path: in Python 3.11 a member costs four times as much to look up on its class.
@@ -51,7 +54,9 @@ class Execution:
     """One attempt of one request; a plain slotted class, since one is made for every call.
 
     *delivery* and *task* are the shell's: what to acknowledge, and what runs. *acknowledged* says that the first was
-    done before the run, *begun* that the run had its first step. *deadline* is on the monotonic clock.
+    done before the run, *begun* that the run had its first step. *deadline* and *received_at* are on the monotonic
+    clock. *origin* is the reply queue the request was first sent with, *reply_to* where its caller is now. *losses*
+    are its runs that ended without an answer.
     """
 
     __slots__ = (
@@ -62,7 +67,10 @@ class Execution:
         "deadline",
         "delivery",
         "key",
+        "losses",
+        "origin",
         "phase",
+        "received_at",
         "reply_to",
         "request",
         "sequence",
@@ -72,12 +80,20 @@ class Execution:
         "terminal",
     )
 
-    def __init__(self, request: Request, delivery: Any, deadline: float | None) -> None:
+    def __init__(self, request: Request, delivery: Any, deadline: float | None, now: float) -> None:
         self.request = request
-        self.task_id = request.task_id
+        self.task_id = self.key = request.task_id
         self.attempt = request.attempt
-        self.key = attempt_key(request.task_id, request.attempt)
-        self.reply_to = request.reply_to
+        self.origin = self.reply_to = request.reply_to
+        self.losses = 0
+        history = request.history
+        if history is not None:
+            self.losses = history.losses
+            if history.origin is not None:
+                self.origin = history.origin
+            if history.replay is not None:
+                self.key = f"{self.task_id} {history.replay}"  # it runs although the task has ended
+        self.received_at = now
         self.delivery = delivery
         self.acknowledged = False
         self.answered_at: float | None = None
@@ -91,42 +107,62 @@ class Execution:
 
 
 class ExecutionTable:
-    """Running executions and cached terminal states, by task id and attempt.
+    """Running executions and cached terminal states, by task; and what is known of their callers.
 
     The counters only grow: *adopted*, and *answered* from the cache.
     """
 
-    __slots__ = ("_wheel", "adopted", "answered", "cache", "running")
+    __slots__ = ("_wheel", "adopted", "answered", "cache", "moves", "revocations", "running")
 
     def __init__(self, limits: CacheLimits) -> None:
-        self.running: dict[AttemptKey, Execution] = {}
+        self.running: dict[str, Execution] = {}
         self.cache = TerminalCache(limits)
+        self.moves = Moves()
+        self.revocations = Revocations()
         self._wheel: DeadlineWheel[Execution] = DeadlineWheel()
         self.adopted = 0
         self.answered = 0
 
-    def begin(self, request: Request, delivery: Any, deadline: float | None) -> tuple[Verdict, Execution]:
+    def begin(self, request: Request, delivery: Any, deadline: float | None, now: float) -> tuple[Verdict, Execution]:
         """Decide about a request; RUN registers its execution, ADOPTED gives the one to `adopt` it with.
 
         A request of a known id with another reply queue is another caller's, who chose the same id.
         """
-        execution = Execution(request, delivery, deadline)
-        key = execution.key
+        execution = Execution(request, delivery, deadline, now)
+        key, origin = execution.key, execution.origin
         running = self.running.get(key)
         if running is not None:
-            if running.reply_to == request.reply_to:
+            if running.origin == origin:
+                if execution.reply_to != origin:
+                    running.reply_to = execution.reply_to
                 return Verdict.ADOPTED, running
             return Verdict.REFUSED, execution
-        terminal = self.cache.get(key, request.reply_to)
+        if len(self.moves) and origin is not None:
+            execution.reply_to = self.moves.resolve(origin, execution.reply_to, now)
+        terminal = self.cache.get(key, execution.task_id, origin, execution.attempt)
         self.running[key] = execution
         if terminal is not None:
             execution.phase = ExecutionPhase.ANSWERING
             execution.terminal = terminal
             self.answered += 1
             return Verdict.ANSWERED, execution
+        if len(self.revocations) and self.revocations.covers(execution.task_id, origin, now):
+            return Verdict.REVOKED, execution
         if deadline is not None:
             execution.slot = self._wheel.add(deadline, execution)
         return _RUN, execution
+
+    def move(self, origin: str, reply_to: str, expires: float, now: float) -> None:
+        """Send what runs, or comes later, to a caller's present reply queue."""
+        self.moves.put(origin, reply_to, expires, now)
+        for execution in self.running.values():
+            if execution.origin == origin:
+                execution.reply_to = reply_to
+
+    def held(self, task_id: str, origin: str) -> Execution | None:
+        """Return the caller's execution of a task that has not ended."""
+        execution = self.running.get(task_id)
+        return execution if execution is not None and execution.origin == origin else None
 
     def adopt(self, execution: Execution, delivery: Any) -> Any:
         """Put *execution* under a new delivery; return the one before, which is to be acknowledged."""
@@ -134,8 +170,8 @@ class ExecutionTable:
         self.adopted += 1
         return superseded
 
-    def answer(self, execution: Execution, terminal: StateMessage, now: float) -> None:
-        """Take the terminal state of *execution*, before it is published.
+    def answer(self, execution: Execution, terminal: StateMessage, now: float | None) -> None:
+        """Take the terminal state of *execution*, before it is published; without *now* it is not cached.
 
         It goes into the cache at the `end`: until then the execution itself answers who asks again, and what is done
         after the publish does not hold up the answer.
@@ -152,7 +188,7 @@ class ExecutionTable:
         key = execution.key
         self.running.pop(key, None)
         if execution.terminal is not None and execution.answered_at is not None:
-            self.cache.put(key, execution.terminal, execution.reply_to, execution.answered_at)
+            self.cache.put(key, execution.terminal, execution.origin, execution.answered_at)
         if returned:
             self.cache.mark_returned(key)
 

@@ -29,7 +29,7 @@ from ..errors import (
     WorkerLost,
 )
 
-__all__ = ["ExceptionRegistry", "describe_error", "describe_exception", "rebuild_error"]
+__all__ = ["ExceptionRegistry", "describe_error", "describe_exception", "rebuild_error", "text_of"]
 
 _TEXT_LIMIT: Final = 16_384
 _TRACEBACK_LIMIT: Final = 65_536
@@ -85,13 +85,21 @@ class ExceptionRegistry:
         return self._classes.get((module, name), RemoteError)
 
 
+def text_of(exception: BaseException) -> str:
+    """Return what *exception* says, or its class where it cannot say; at most 16 KiB of encodable text."""
+    return _safe(str, exception) or type(exception).__qualname__
+
+
 def describe_error(error: RPCError) -> dict[str, Any]:
     """Return the value of a FAILURE state that this library caused."""
-    return {
+    described: dict[str, Any] = {
         "error": type(error).__name__,
         "message": _safe(str, error.message),
         "maybe_executed": error.maybe_executed,
     }
+    if isinstance(error, Overloaded) and error.retry_after is not None:
+        described["retry_after"] = error.retry_after
+    return described
 
 
 def describe_exception(exception: BaseException, can_encode: Callable[[Any], bool]) -> dict[str, Any]:
@@ -111,11 +119,15 @@ def rebuild_error(value: Any, registry: ExceptionRegistry, task_id: str) -> RPCE
     local = _LOCAL_ERRORS.get(name) if isinstance(name, str) else None
     if local is not None:
         maybe_executed = value.get("maybe_executed")
-        return local(
+        error = local(
             _text(value.get("message", "")),
             task_id=task_id,
             maybe_executed=maybe_executed if isinstance(maybe_executed, bool) else None,
         )
+        retry_after = value.get("retry_after")
+        if isinstance(error, Overloaded) and isinstance(retry_after, (int, float)) and retry_after >= 0:
+            error.retry_after = float(retry_after)
+        return error
     return _rebuild(value, registry, task_id, _CAUSE_DEPTH_LIMIT)
 
 

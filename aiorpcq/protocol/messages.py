@@ -8,10 +8,11 @@ slotted classes: a frozen dataclass takes four times as long to construct, measu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-__all__ = ["Outcome", "Properties", "Publication", "Request", "StateMessage"]
+__all__ = ["History", "Outcome", "Properties", "Publication", "Request", "StateMessage"]
 
 
 class Outcome(Enum):
@@ -117,12 +118,31 @@ class Publication:
         return f"Publication({self.exchange!r}, {self.routing_key!r}, {self.properties!r}, {len(self.body)} bytes)"
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """What happened to a request before it was published this time; most requests have none.
+
+    Attributes:
+        origin: the reply queue it was first sent with, where its caller has moved to another since. Whoever knows that
+            name, which nobody can guess, is the caller.
+        losses: runs of it that ended without an answer: their workers died.
+        replay: id of the dead letter it was replayed from.
+        republished: whether a worker published it, to hand it back, to have it wait, or to count a loss.
+    """
+
+    origin: str | None = None
+    losses: int = 0
+    replay: str | None = None
+    republished: bool = False
+
+
 class Request:
     """A call on its way to a worker.
 
     *deadline* is the wall clock's time in seconds, None for a call without one; *expiration* is what was left of it, in
     seconds, when the request was sent. *states* tells whether the caller wants the states before the terminal one.
-    *reply_to* is None for a cast.
+    *reply_to* is None for a cast. *attempt* counts the runs, lost and retried ones alike. *history* is None for a
+    request that was published once.
     """
 
     __slots__ = (
@@ -132,6 +152,7 @@ class Request:
         "content_type",
         "deadline",
         "expiration",
+        "history",
         "metadata",
         "method",
         "parent_id",
@@ -158,6 +179,7 @@ class Request:
         parent_id: str | None = None,
         root_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        history: History | None = None,
     ) -> None:
         self.task_id = task_id
         self.method = method
@@ -173,6 +195,7 @@ class Request:
         self.parent_id = parent_id
         self.root_id = root_id
         self.metadata = metadata
+        self.history = history
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Request):

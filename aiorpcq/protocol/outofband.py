@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import RPCError
 from ..limits import EVICTION_DELAY, STATE_OVERHEAD
+from ..states import is_terminal
 from .messages import StateMessage
 
 __all__ = ["OutOfBandBuffer", "OutOfBandLimits", "TombstoneRing"]
@@ -84,6 +85,13 @@ class OutOfBandBuffer:
         """Return the error that is parked of a task."""
         parked = self._tasks.get(task_id)
         return None if parked is None else parked.error
+
+    def has_ended(self, task_id: str) -> bool:
+        """Tell whether what is parked of a task ends it."""
+        parked = self._tasks.get(task_id)
+        if parked is None:
+            return False
+        return parked.error is not None or any(is_terminal(message.name) for message in parked.messages)
 
     def _touch(self, task_id: str, now: float) -> _Parked:
         parked = self._tasks.get(task_id)

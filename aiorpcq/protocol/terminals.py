@@ -9,18 +9,16 @@ from typing import Final
 from ..limits import EVICTION_DELAY, STATE_OVERHEAD
 from .messages import StateMessage
 
-__all__ = ["AttemptKey", "CacheLimits", "TerminalCache", "attempt_key"]
-
-AttemptKey = str | tuple[str, int]
-"""Task id and attempt; the task id alone for the first, which nearly all are."""
+__all__ = ["CacheLimits", "TerminalCache"]
 
 _KEPT_ENVELOPES: Final = 1_000
 _TIME_STEP: Final = 0.05  # seconds that entries share their time for
 _LARGE: Final = 1024 * 1024
 _PORTION: Final = 32 * 1024
 
-# Name, content type, content encoding, sequence, reply queue: the same for nearly all states of one caller, and shared.
-_Envelope = tuple[str, str, str | None, int, str | None]
+# Name, content type, content encoding, sequence, attempt, first reply queue: the same for nearly all states of one
+# caller, and shared.
+_Envelope = tuple[str, str, str | None, int, int, str | None]
 
 # Body, envelope, since when. A tuple of plain values, which the garbage collector does not visit, and as few objects as
 # will do: with 64 MiB of them in the way of every call, each costs as much as a message on its way through the lane.
@@ -40,13 +38,8 @@ class CacheLimits:
                 raise ValueError(f"cache.{name}: {getattr(self, name)!r} is not above 0")
 
 
-def attempt_key(task_id: str, attempt: int) -> AttemptKey:
-    """Return the key of an attempt."""
-    return task_id if attempt == 1 else (task_id, attempt)
-
-
 class TerminalCache:
-    """Terminal states by task id and attempt, oldest first.
+    """Terminal states by the keys of their executions, oldest first.
 
     States whose caller is gone (`mark_returned`) are evicted after all others: a caller that reconnects asks for those.
     *size* is in bytes as the bound counts them; *evicted* only grows.
@@ -56,8 +49,8 @@ class TerminalCache:
 
     def __init__(self, limits: CacheLimits) -> None:
         self._limits = limits
-        self._delivered: OrderedDict[AttemptKey, _Entry] = OrderedDict()
-        self._returned: OrderedDict[AttemptKey, _Entry] = OrderedDict()
+        self._delivered: OrderedDict[str, _Entry] = OrderedDict()
+        self._returned: OrderedDict[str, _Entry] = OrderedDict()
         self._envelopes: dict[_Envelope, _Envelope] = {}
         self._now = 0.0
         self.size = 0
@@ -66,11 +59,21 @@ class TerminalCache:
     def __len__(self) -> int:
         return len(self._delivered) + len(self._returned)
 
-    def put(self, key: AttemptKey, message: StateMessage, reply_to: str | None, now: float) -> None:
-        """Enter a terminal state, in the place of another caller's where that chose the same id."""
+    def put(self, key: str, message: StateMessage, origin: str | None, now: float) -> None:
+        """Enter a terminal state of the caller that first sent its request with the reply queue *origin*.
+
+        It takes the place of an earlier attempt's, or of another caller's who chose the same id.
+        """
         if key in self._delivered or key in self._returned:
             self._discard(key)
-        envelope = (message.name, message.content_type, message.content_encoding, message.sequence, reply_to)
+        envelope = (
+            message.name,
+            message.content_type,
+            message.content_encoding,
+            message.sequence,
+            message.attempt,
+            origin,
+        )
         shared = self._envelopes.get(envelope)
         if shared is None:
             if len(self._envelopes) >= _KEPT_ENVELOPES:
@@ -83,8 +86,8 @@ class TerminalCache:
         if self.size > self._limits.size:
             self.evict(now)
 
-    def get(self, key: AttemptKey, reply_to: str | None) -> StateMessage | None:
-        """Return the terminal state that was entered for a caller's reply queue."""
+    def get(self, key: str, task_id: str, origin: str | None, attempt: int = 1) -> StateMessage | None:
+        """Return the terminal state that was entered for a caller, of *attempt* or a later one."""
         entry = self._delivered.get(key)
         if entry is None:
             if not self._returned:
@@ -92,18 +95,17 @@ class TerminalCache:
             entry = self._returned.get(key)
         if entry is None:
             return None
-        body, (name, content_type, content_encoding, sequence, sent_to), _ = entry
-        if sent_to != reply_to:
+        body, (name, content_type, content_encoding, sequence, ended, entered_for), _ = entry
+        if entered_for != origin or ended < attempt:
             return None
-        task_id, attempt = (key, 1) if isinstance(key, str) else key
-        return StateMessage(task_id, name, body, content_type, content_encoding, attempt, sequence)
+        return StateMessage(task_id, name, body, content_type, content_encoding, ended, sequence)
 
-    def _discard(self, key: AttemptKey) -> None:
+    def _discard(self, key: str) -> None:
         entry = self._delivered.pop(key, None) or self._returned.pop(key, None)
         if entry is not None:
             self.size -= len(entry[0]) + STATE_OVERHEAD
 
-    def mark_returned(self, key: AttemptKey) -> None:
+    def mark_returned(self, key: str) -> None:
         """Keep an entry longer than others: its caller was not there."""
         entry = self._delivered.pop(key, None)
         if entry is not None:

@@ -13,7 +13,7 @@ from enum import Enum
 from math import isfinite
 from typing import Any, Final
 
-from .messages import Outcome, Properties, Publication, Request, StateMessage
+from .messages import History, Outcome, Properties, Publication, Request, StateMessage
 
 __all__ = [
     "LEADING_HEADER",
@@ -24,8 +24,10 @@ __all__ = [
     "check_metadata",
     "decode_request",
     "decode_state",
+    "delivery_count",
     "encode_request",
     "encode_state",
+    "republish",
     "return_reason",
 ]
 
@@ -36,8 +38,14 @@ LEADING_HEADER: Final = "deadline"
 
 _ATTEMPT: Final = "attempt"
 _CC: Final = "CC"
+_DELIVERY_COUNT: Final = "x-delivery-count"
+_LOSSES: Final = "losses"
 _METADATA: Final = "metadata"
+_ORIGIN: Final = "origin"
 _PARENT_ID: Final = "parent-id"
+_REMAINING: Final = "remaining"
+_REPLAY: Final = "replay"
+_REPUBLISHED: Final = "republished"
 _ROOT_ID: Final = "root-id"
 _SEQUENCE: Final = "sequence"
 _STATES: Final = "states"
@@ -48,6 +56,8 @@ _METADATA_SIZE_LIMIT: Final = 64 * 1024
 _FIELD_SIZE: Final = 9  # type and value, or type and length
 _HEADER_NAME_LIMIT: Final = 128  # section 4.2.5.5 of the specification
 _NO_HEADERS: Final[Mapping[str, Any]] = {}
+_OF_HISTORY: Final = frozenset({_ORIGIN, _LOSSES, _REPLAY, _REPUBLISHED})
+_OF_ONE_PUBLICATION: Final = _OF_HISTORY | {_ATTEMPT, _CC, _REMAINING}
 
 _SettledCallback = Callable[[Publication, Outcome], None]
 
@@ -71,14 +81,23 @@ class ReturnReason(Enum):
 
 
 def encode_request(
-    request: Request, exchange: str, routing_key: str, settled: _SettledCallback | None = None
+    request: Request,
+    exchange: str,
+    routing_key: str,
+    settled: _SettledCallback | None = None,
+    *,
+    returns: bool = True,
 ) -> Publication:
-    """Put *request* into its envelope, for *exchange* and *routing_key*."""
+    """Put *request* into its envelope, for *exchange* and *routing_key*.
+
+    Without *returns* it does not come back to its caller when it expires or is rejected: no queue has the name that
+    `reply_to` says.
+    """
     headers: dict[str, Any] = {}
     if request.deadline is not None:
         headers[LEADING_HEADER] = int(request.deadline * 1000)
     reply_to = request.reply_to
-    if reply_to is not None:
+    if reply_to is not None and returns:
         # The service queue dead-letters by this key: what expires or is rejected comes back to the caller.
         headers[_CC] = (reply_to,)
     if request.states:
@@ -90,6 +109,8 @@ def encode_request(
         headers[_ROOT_ID] = request.root_id
     if request.metadata:
         headers[_METADATA] = request.metadata
+    if request.history is not None:
+        _set_history(headers, request.history)
     return Publication(
         exchange,
         routing_key,
@@ -144,8 +165,98 @@ def decode_request(properties: Properties, body: bytes) -> Request:
         if metadata is not None and not isinstance(metadata, Mapping):
             raise MalformedMessage(f"header {_METADATA} is not a table")
         request.metadata = metadata
+        remaining = headers.get(_REMAINING)
+        if remaining is not None:
+            request.expiration = max(0, _integer(remaining, _REMAINING)) / 1000
+        request.history = _history(headers)
     request.priority = properties.priority
     return request
+
+
+def delivery_count(headers: Mapping[str, Any] | None) -> int:
+    """Return how often a quorum queue has delivered the message before; 0 on a classic queue, which does not count."""
+    count = (headers or _NO_HEADERS).get(_DELIVERY_COUNT, 0)
+    return count if type(count) is int and count > 0 else 0
+
+
+def republish(
+    properties: Properties,
+    body: bytes,
+    exchange: str,
+    routing_key: str,
+    *,
+    attempt: int,
+    history: History,
+    reply_to: str | None,
+    expiration: float | None,
+    delayed: bool = False,
+    settled: _SettledCallback | None = None,
+) -> Publication:
+    """Return a delivered request as it is published again: as it came, but for what is said here.
+
+    What the broker wrote into the headers goes: `x-death` would be read as the reason of the next return, and the
+    delivery count starts again. *expiration* is what is left, in seconds; for a request that is *delayed* it becomes a
+    header, counted from the end of the delay, since dead-lettering strips the property (RabbitMQ, "Dead Letter
+    Exchanges").
+    """
+    received = properties.headers or _NO_HEADERS
+    headers = {name: value for name, value in received.items() if _is_kept(name)}
+    if reply_to is not None and _CC in received:  # one without is not to come back: its reply queue is a direct one
+        headers[_CC] = (reply_to,)
+    if attempt != 1:
+        headers[_ATTEMPT] = attempt
+    _set_history(headers, history)
+    milliseconds = None if expiration is None else max(0, int(expiration * 1000))
+    if delayed and milliseconds is not None:
+        headers[_REMAINING] = milliseconds
+    return Publication(
+        exchange,
+        routing_key,
+        Properties(
+            properties.content_type,
+            properties.content_encoding,
+            headers,
+            properties.delivery_mode,
+            properties.priority,
+            properties.correlation_id,
+            reply_to,
+            None if delayed else milliseconds,
+            properties.message_id,
+            properties.timestamp,
+            properties.type,
+            None,  # RabbitMQ refuses a message whose user-id is not the publisher's
+            properties.app_id,
+        ),
+        body,
+        True,
+        settled,
+    )
+
+
+def _is_kept(name: str) -> bool:
+    return not name.startswith("x-") and name not in _OF_ONE_PUBLICATION
+
+
+def _set_history(headers: dict[str, Any], history: History) -> None:
+    if history.origin is not None:
+        headers[_ORIGIN] = history.origin
+    if history.losses:
+        headers[_LOSSES] = history.losses
+    if history.replay is not None:
+        headers[_REPLAY] = history.replay
+    if history.republished:
+        headers[_REPUBLISHED] = True
+
+
+def _history(headers: Mapping[str, Any]) -> History | None:
+    if headers.keys().isdisjoint(_OF_HISTORY):
+        return None
+    return History(
+        _optional_text(headers.get(_ORIGIN), _ORIGIN),
+        max(0, _integer(headers.get(_LOSSES, 0), _LOSSES)),
+        _optional_text(headers.get(_REPLAY), _REPLAY),
+        headers.get(_REPUBLISHED) is True,
+    )
 
 
 def encode_state(

@@ -455,5 +455,5 @@ async def test_options_of_one_client_do_not_change_another(client: ClientFactory
 
 
 async def test_unknown_options_are_named(url: str) -> None:
-    with pytest.raises(ValueError, match="retries"):
-        Client(url).with_options(retries=3)
+    with pytest.raises(ValueError, match="patience"):
+        Client(url).with_options(patience=3)

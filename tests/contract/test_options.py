@@ -42,6 +42,11 @@ async def function() -> None:
         ("metadata", {"x": float("inf")}),
         ("metadata", {"x": [float("nan")]}),
         ("metadata", {"x": "\ud800"}),
+        ("retries", -1),
+        ("retries", 1_001),
+        ("retries", True),
+        ("on_disconnect", "wait"),
+        ("on_disconnect", None),
         ("task_id", ""),
         ("task_id", "x" * 256),
         ("task_id", 7),
@@ -52,7 +57,7 @@ def test_call_options(url: str, option: str, value: Any) -> None:
         Client(url).with_options(**{option: value})
 
 
-@pytest.mark.parametrize("option", ["retries", "backlog", "_router"])
+@pytest.mark.parametrize("option", ["max_pending", "backlog", "_router"])
 def test_unknown_call_options(url: str, option: str) -> None:
     with pytest.raises(ValueError, match=option):
         Client(url).with_options(**{option: 1})
@@ -64,10 +69,22 @@ def test_unknown_call_options(url: str, option: str) -> None:
         ("timeout", -1),
         ("max_pending", 0),
         ("max_pending", 1.5),
+        ("when_full", "drop"),
+        ("on_disconnect", "reconnect"),
         ("backlog", 0),
         ("backlog", True),
         ("max_size", 0),
         ("max_size", "8M"),
+        ("reply_queue", "shared"),
+        ("identity", "me"),
+        ("reply_queue_ttl", 0),
+        ("reply_queue_ttl", -1),
+        ("reply_queue_ttl", None),
+        ("idempotent", "add"),
+        ("idempotent", [1]),
+        ("idempotent", ["a..b"]),
+        ("idempotent", 7),
+        ("retry_budget", 10),
         ("prefix", ""),
         ("prefix", "a.b"),
         ("prefix", "x" * 51),
@@ -76,6 +93,19 @@ def test_unknown_call_options(url: str, option: str) -> None:
 def test_client_options(url: str, option: str, value: Any) -> None:
     with pytest.raises(ValueError, match=option):
         Client(url, **{option: value})
+
+
+@pytest.mark.parametrize("identity", [None, "", "a.b", "x" * 101, 7])
+def test_the_identity_of_a_durable_reply_queue(url: str, identity: Any) -> None:
+    with pytest.raises(ValueError, match="identity"):
+        Client(url, reply_queue="durable", identity=identity)
+
+
+def test_urls_of_different_kinds(url: str) -> None:
+    other = "amqp://localhost" if url.startswith("memory") else "memory://other"
+    for urls in ([], [url, other], [url, 7], [url, "redis://localhost"]):
+        with pytest.raises(ValueError, match="url"):
+            Client(urls)  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from aiorpcq import (
     Worker,
     WorkerLost,
 )
-from aiorpcq.service import DeliveryMode
+from aiorpcq.protocol.deliveries import DeliveryMode
 
 from .parties import (
     PATIENCE,

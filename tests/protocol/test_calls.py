@@ -178,7 +178,13 @@ def test_a_backlog_keeps_the_newest_state_however_large() -> None:
 
 @pytest.mark.parametrize(
     ("sending", "maybe_executed"),
-    [(Sending.UNSENT, False), (Sending.SENT, True), (Sending.CONFIRMED, True), (Sending.NOT_OURS, True)],
+    [
+        (Sending.UNSENT, False),
+        (Sending.SENT, True),
+        (Sending.CONFIRMED, True),
+        (Sending.LOST, True),
+        (Sending.NOT_OURS, True),
+    ],
 )
 def test_a_call_may_have_run_once_its_request_is_out(sending: Sending, maybe_executed: bool) -> None:
     call = make_call()
@@ -419,6 +425,7 @@ ENDINGS: dict[str, Ending] = {
     "a terminal state": lambda table, call: table.receive(state("SUCCESS", task_id=call.task_id), 0.0),
     "an error": lambda table, call: table.fail(call, ConnectionLost("gone")),
     "its caller going away": lambda table, call: table.abandon(call),
+    "its end without an answer": lambda table, call: table.end(call),
     "its reader going away": lambda table, call: table.detach(call, 0.0),
     "being forgotten": lambda table, call: table.forget(call.task_id),
     "its deadline": lambda table, _: table.expire(60.0),
@@ -454,6 +461,35 @@ def test_late_states_of_a_call_that_has_ended_are_not_parked(ending: str, foreig
     ENDINGS[ending](table, call)
     assert table.receive(state("SUCCESS", task_id=call.task_id), 60.0) is None
     assert (table.duplicates, table.parked, len(table.out_of_band)) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("foreign", [True, False])
+@pytest.mark.parametrize(
+    ("ending", "late"),
+    [
+        ("a terminal state", 0),
+        ("an error", 1),
+        ("its caller going away", 1),
+        ("its end without an answer", 0),
+        ("its deadline", 1),
+    ],
+)
+def test_the_first_answer_of_a_call_that_ended_without_one_is_late(ending: str, late: int, foreign: bool) -> None:
+    ids = TaskIds(PREFIX)
+    table = CallTable(ids, OutOfBandLimits())
+    call = make_call("given" if foreign else ids.new(), deadline=30.0, foreign=foreign)
+    table.add(call)
+    ENDINGS[ending](table, call)
+    for _ in range(2):
+        table.receive(state("SUCCESS", task_id=call.task_id), 60.0)
+    assert (table.late, table.duplicates, table.orphaned) == (late, 2, 0)
+
+
+def test_a_terminal_state_of_a_task_that_nobody_knows_is_orphaned() -> None:
+    table = make_table()
+    table.receive(state("STARTED"), 0.0)
+    table.receive(state("SUCCESS"), 0.0)
+    assert (table.parked, table.orphaned) == (2, 1)
 
 
 @pytest.mark.parametrize("first", ENDINGS)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from aiorpcq.protocol.executions import Execution, ExecutionPhase, ExecutionTable, Verdict
-from aiorpcq.protocol.messages import Request, StateMessage
-from aiorpcq.protocol.terminals import CacheLimits, attempt_key
+from aiorpcq.protocol.messages import History, Request, StateMessage
+from aiorpcq.protocol.terminals import CacheLimits
 from aiorpcq.protocol.timers import GRANULARITY
 
 OVERHEAD = 500
@@ -19,9 +19,14 @@ OVERHEAD = 500
 
 ROUNDING = 1e-6
 
+ORIGINS = ("rpc.reply.1", "rpc.reply.2")
+FOREVER = 3600.0
 
-def request(task_id: str = "t", attempt: int = 1, reply_to: str = "rpc.reply.1") -> Request:
-    return Request(task_id, "add", b"", "application/msgpack", reply_to=reply_to, attempt=attempt)
+
+def request(
+    task_id: str = "t", attempt: int = 1, reply_to: str = "rpc.reply.1", history: History | None = None
+) -> Request:
+    return Request(task_id, "add", b"", "application/msgpack", reply_to=reply_to, attempt=attempt, history=history)
 
 
 def success(task_id: str = "t", attempt: int = 1, size: int = 0) -> StateMessage:
@@ -32,7 +37,7 @@ def run(
     table: ExecutionTable, task_id: str = "t", *, size: int = 0, now: float = 0.0, returned: bool = False
 ) -> StateMessage:
     """Have *table* go through one whole run; return its terminal state."""
-    verdict, execution = table.begin(request(task_id), "delivery", None)
+    verdict, execution = table.begin(request(task_id), "delivery", None, 0.0)
     assert verdict is Verdict.RUN
     terminal = success(task_id, size=size)
     table.answer(execution, terminal, now)
@@ -42,7 +47,7 @@ def run(
 
 def holds(table: ExecutionTable, task_id: str) -> bool:
     """Tell whether *table* answers a redelivery of *task_id* from its cache."""
-    verdict, execution = table.begin(request(task_id), "redelivery", None)
+    verdict, execution = table.begin(request(task_id), "redelivery", None, 0.0)
     if verdict is Verdict.RUN:
         table.abandon(execution)
     else:
@@ -59,7 +64,7 @@ def test_a_bound_that_is_not_above_zero_is_refused(option: str, value: Any) -> N
 
 def test_a_new_request_is_run() -> None:
     table = ExecutionTable(CacheLimits())
-    verdict, execution = table.begin(request(), "delivery", 5.0)
+    verdict, execution = table.begin(request(), "delivery", 5.0, 0.0)
     assert verdict is Verdict.RUN
     assert (execution.phase, execution.delivery, execution.reply_to) == (
         ExecutionPhase.RUNNING,
@@ -71,23 +76,23 @@ def test_a_new_request_is_run() -> None:
 
 def test_a_redelivery_of_what_runs_is_adopted_under_the_new_delivery() -> None:
     table = ExecutionTable(CacheLimits())
-    _, execution = table.begin(request(), "first", None)
-    assert table.begin(request(), "second", None) == (Verdict.ADOPTED, execution)
+    _, execution = table.begin(request(), "first", None, 0.0)
+    assert table.begin(request(), "second", None, 0.0) == (Verdict.ADOPTED, execution)
     assert table.adopt(execution, "second") == "first"
     assert (execution.delivery, table.adopted) == ("second", 1)
 
 
 def test_a_redelivery_that_is_not_adopted_yet_changes_nothing() -> None:
     table = ExecutionTable(CacheLimits())
-    _, execution = table.begin(request(), "first", None)
-    table.begin(request(), "second", None)
+    _, execution = table.begin(request(), "first", None, 0.0)
+    table.begin(request(), "second", None, 0.0)
     assert (execution.delivery, table.adopted) == ("first", 0)
 
 
 def test_another_callers_task_of_the_same_id_is_refused_while_the_first_runs() -> None:
     table = ExecutionTable(CacheLimits())
-    _, first = table.begin(request(), "first", None)
-    verdict, second = table.begin(request(reply_to="rpc.reply.2"), "second", None)
+    _, first = table.begin(request(), "first", None, 0.0)
+    verdict, second = table.begin(request(reply_to="rpc.reply.2"), "second", None, 0.0)
     assert verdict is Verdict.REFUSED
     assert (second.delivery, second.reply_to) == ("second", "rpc.reply.2")
     assert table.running == {"t": first}
@@ -96,7 +101,7 @@ def test_another_callers_task_of_the_same_id_is_refused_while_the_first_runs() -
 def test_another_callers_task_of_the_same_id_is_run_once_the_first_has_ended() -> None:
     table = ExecutionTable(CacheLimits())
     run(table, size=100)
-    verdict, second = table.begin(request(reply_to="rpc.reply.2"), "second", None)
+    verdict, second = table.begin(request(reply_to="rpc.reply.2"), "second", None, 0.0)
     assert verdict is Verdict.RUN
     table.answer(second, success(size=10), 0.0)
     table.end(second)
@@ -106,7 +111,7 @@ def test_another_callers_task_of_the_same_id_is_run_once_the_first_has_ended() -
 def test_another_callers_answer_takes_the_place_of_one_that_was_returned() -> None:
     table = ExecutionTable(CacheLimits())
     run(table, size=100, returned=True)
-    _, second = table.begin(request(reply_to="rpc.reply.2"), "second", None)
+    _, second = table.begin(request(reply_to="rpc.reply.2"), "second", None, 0.0)
     table.answer(second, success(size=10), 0.0)
     table.end(second, returned=True)
     assert (len(table.cache), table.cache.size) == (1, OVERHEAD + 10)
@@ -114,15 +119,15 @@ def test_another_callers_answer_takes_the_place_of_one_that_was_returned() -> No
 
 def test_a_redelivery_of_what_waits_for_its_confirm_is_adopted() -> None:
     table = ExecutionTable(CacheLimits())
-    _, execution = table.begin(request(), "first", None)
+    _, execution = table.begin(request(), "first", None, 0.0)
     table.answer(execution, success(), 0.0)
-    assert table.begin(request(), "second", None) == (Verdict.ADOPTED, execution)
+    assert table.begin(request(), "second", None, 0.0) == (Verdict.ADOPTED, execution)
 
 
 def test_a_redelivery_of_what_has_ended_is_answered_with_the_same_state() -> None:
     table = ExecutionTable(CacheLimits())
     terminal = run(table)
-    verdict, execution = table.begin(request(), "second", None)
+    verdict, execution = table.begin(request(), "second", None, 0.0)
     assert verdict is Verdict.ANSWERED
     assert execution.terminal == terminal
     assert (execution.delivery, execution.phase) == ("second", ExecutionPhase.ANSWERING)
@@ -139,23 +144,23 @@ def test_a_redelivery_is_answered_as_often_as_it_comes() -> None:
 def test_another_attempt_of_the_same_task_is_run() -> None:
     table = ExecutionTable(CacheLimits())
     run(table)
-    verdict, _ = table.begin(request(attempt=2), "second", None)
+    verdict, _ = table.begin(request(attempt=2), "second", None, 0.0)
     assert verdict is Verdict.RUN
 
 
 def test_an_abandoned_request_runs_when_it_comes_again() -> None:
     table = ExecutionTable(CacheLimits())
-    _, execution = table.begin(request(), "first", 5.0)
+    _, execution = table.begin(request(), "first", 5.0, 0.0)
     table.abandon(execution)
     assert (execution.phase, table.running) == (ExecutionPhase.ENDED, {})
     assert table.expire(6.0) == []
-    verdict, _ = table.begin(request(), "second", None)
+    verdict, _ = table.begin(request(), "second", None, 0.0)
     assert verdict is Verdict.RUN
 
 
 def test_a_run_expires_at_its_deadline_and_can_still_be_answered() -> None:
     table = ExecutionTable(CacheLimits())
-    _, execution = table.begin(request(), "delivery", 5.0)
+    _, execution = table.begin(request(), "delivery", 5.0, 0.0)
     assert table.expire(5.0 - ROUNDING) == []
     assert table.expire(5.0 + GRANULARITY + ROUNDING) == [execution]
     assert execution.phase is ExecutionPhase.STOPPING
@@ -167,8 +172,8 @@ def test_a_run_expires_at_its_deadline_and_can_still_be_answered() -> None:
 
 def test_what_is_answered_or_ended_does_not_expire() -> None:
     table = ExecutionTable(CacheLimits())
-    _, answered = table.begin(request("a"), "delivery", 5.0)
-    _, ended = table.begin(request("b"), "delivery", 5.0)
+    _, answered = table.begin(request("a"), "delivery", 5.0, 0.0)
+    _, ended = table.begin(request("b"), "delivery", 5.0, 0.0)
     table.answer(answered, success("a"), 0.0)
     table.answer(ended, success("b"), 0.0)
     table.end(ended)
@@ -182,9 +187,9 @@ def test_the_next_deadline_is_that_of_a_run_or_of_a_cached_state_a_second_late()
     assert table.next_deadline(100.0) == 105.0
     run(table, now=95.0)
     assert table.next_deadline(100.0) == 105.0
-    table.begin(request("late"), "delivery", 200.0)
+    table.begin(request("late"), "delivery", 200.0, 0.0)
     assert table.next_deadline(100.0) == 105.0
-    table.begin(request("soon"), "delivery", 101.0)
+    table.begin(request("soon"), "delivery", 101.0, 0.0)
     assert table.next_deadline(100.0) == pytest.approx(101.0, abs=GRANULARITY + ROUNDING)
 
 
@@ -205,9 +210,9 @@ def test_a_state_larger_than_the_cache_is_not_kept() -> None:
 
 def test_a_run_whose_cached_state_was_evicted_is_adopted_until_it_ends() -> None:
     table = ExecutionTable(CacheLimits(size=1_000))
-    _, execution = table.begin(request(), "first", None)
+    _, execution = table.begin(request(), "first", None, 0.0)
     table.answer(execution, success(size=1_000), 0.0)
-    assert table.begin(request(), "second", None) == (Verdict.ADOPTED, execution)
+    assert table.begin(request(), "second", None, 0.0) == (Verdict.ADOPTED, execution)
 
 
 def test_the_cache_drops_what_is_too_old() -> None:
@@ -241,6 +246,94 @@ def test_returned_states_keep_to_the_bound_of_age() -> None:
     assert (len(table.cache), table.cache.size) == (0, 0)
 
 
+def test_a_later_attempt_of_what_runs_is_adopted() -> None:
+    """Another worker has published it again, since it took this one for dead."""
+    table = ExecutionTable(CacheLimits())
+    _, execution = table.begin(request(), "first", None, 0.0)
+    assert table.begin(request(attempt=2), "second", None, 0.0) == (Verdict.ADOPTED, execution)
+
+
+def test_an_earlier_attempt_than_the_one_that_has_ended_is_answered() -> None:
+    table = ExecutionTable(CacheLimits())
+    _, execution = table.begin(request(attempt=2), "first", None, 0.0)
+    table.answer(execution, success(attempt=2), 0.0)
+    table.end(execution)
+    verdict, again = table.begin(request(attempt=1), "second", None, 0.0)
+    assert (verdict, again.terminal) == (Verdict.ANSWERED, success(attempt=2))
+
+
+def test_a_request_that_names_where_it_was_first_sent_from_is_the_same_callers() -> None:
+    table = ExecutionTable(CacheLimits())
+    _, execution = table.begin(request(), "first", None, 0.0)
+    moved = request(reply_to="rpc.reply.2", history=History("rpc.reply.1"))
+    assert table.begin(moved, "second", None, 0.0) == (Verdict.ADOPTED, execution)
+    assert (execution.origin, execution.reply_to) == ("rpc.reply.1", "rpc.reply.2")
+    table.answer(execution, success(), 0.0)
+    table.end(execution)
+    verdict, again = table.begin(moved, "third", None, 0.0)
+    assert (verdict, again.reply_to) == (Verdict.ANSWERED, "rpc.reply.2")
+
+
+def test_what_a_request_has_lost_comes_with_it() -> None:
+    table = ExecutionTable(CacheLimits())
+    _, execution = table.begin(request(attempt=4, history=History(losses=3)), "first", None, 0.0)
+    assert (execution.attempt, execution.losses, execution.origin) == (4, 3, "rpc.reply.1")
+
+
+def test_a_replay_runs_although_its_task_has_ended_and_is_itself_run_once() -> None:
+    table = ExecutionTable(CacheLimits())
+    run(table)
+    verdict, replay = table.begin(request(history=History(replay="letter")), "second", None, 0.0)
+    assert (verdict, replay.task_id) == (Verdict.RUN, "t")
+    assert table.begin(request(history=History(replay="letter")), "third", None, 0.0) == (Verdict.ADOPTED, replay)
+    verdict, _ = table.begin(request(history=History(replay="another")), "fourth", None, 0.0)
+    assert verdict is Verdict.RUN
+
+
+def test_answers_go_to_where_their_caller_has_moved() -> None:
+    table = ExecutionTable(CacheLimits())
+    _, running = table.begin(request("running"), "first", None, 0.0)
+    _, foreign = table.begin(request("foreign", reply_to="rpc.reply.2"), "second", None, 0.0)
+    table.move("rpc.reply.1", "rpc.reply.3", 60.0, 0.0)
+    _, later = table.begin(request("later"), "third", None, 1.0)
+    _, latest = table.begin(request("latest"), "fourth", None, 61.0)
+    assert [execution.reply_to for execution in (running, foreign, later, latest)] == [
+        "rpc.reply.3",
+        "rpc.reply.2",
+        "rpc.reply.3",
+        "rpc.reply.1",
+    ]
+
+
+def test_a_task_is_held_for_the_caller_who_can_name_its_reply_queue_until_it_ends() -> None:
+    table = ExecutionTable(CacheLimits())
+    _, execution = table.begin(request(), "first", None, 0.0)
+    assert table.held("t", "rpc.reply.1") is execution
+    assert table.held("t", "rpc.reply.2") is None
+    assert table.held("other", "rpc.reply.1") is None
+    table.answer(execution, success(), 0.0)
+    assert table.held("t", "rpc.reply.1") is execution
+    table.end(execution)
+    assert table.held("t", "rpc.reply.1") is None
+
+
+def test_a_revoked_task_is_registered_to_be_answered_so() -> None:
+    table = ExecutionTable(CacheLimits())
+    table.revocations.put("t", "rpc.reply.1", 60.0, 0.0)
+    verdict, execution = table.begin(request(), "first", 5.0, 1.0)
+    assert (verdict, table.running) == (Verdict.REVOKED, {"t": execution})
+    table.answer(execution, success(), 1.0)
+    table.end(execution)
+    assert table.expire(10.0) == []
+
+
+def test_a_task_that_another_caller_has_revoked_is_run() -> None:
+    table = ExecutionTable(CacheLimits())
+    table.revocations.put("t", "rpc.reply.2", 60.0, 0.0)
+    verdict, _ = table.begin(request(), "first", None, 1.0)
+    assert verdict is Verdict.RUN
+
+
 class ExecutionMachine(RuleBasedStateMachine):
     """Does to a table what a worker and its publisher do, in any order."""
 
@@ -250,45 +343,60 @@ class ExecutionMachine(RuleBasedStateMachine):
         self.table = ExecutionTable(self.limits)
         self.now = 0.0
         self.deliveries = 0
-        self.running: dict[tuple[str, int], Execution] = {}
-        self.answers: dict[tuple[str, int], tuple[StateMessage, str | None]] = {}
+        self.running: dict[str, Execution] = {}
+        self.answers: dict[str, tuple[StateMessage, str]] = {}
+        self.moved: dict[str, str] = {}
+        self.revoked: set[tuple[str, str]] = set()
         self.run_again = self.adopted = self.answered = 0
 
     @rule(
         task_id=st.sampled_from("abc"),
-        attempt=st.integers(1, 2),
+        attempt=st.integers(1, 3),
         timeout=st.none() | st.floats(0, 5),
-        reply_to=st.sampled_from(["one", "other"]),
+        origin=st.sampled_from(ORIGINS),
     )
-    def begin(self, task_id: str, attempt: int, timeout: float | None, reply_to: str) -> None:
-        key = task_id, attempt
+    def begin(self, task_id: str, attempt: int, timeout: float | None, origin: str) -> None:
         self.deliveries += 1
         deadline = None if timeout is None else self.now + timeout
-        asked = request(task_id, attempt, reply_to)
-        verdict, execution = self.table.begin(asked, self.deliveries, deadline)
-        if key in self.running:
-            if self.running[key].reply_to != reply_to:
+        verdict, execution = self.table.begin(request(task_id, attempt, origin), self.deliveries, deadline, self.now)
+        running = self.running.get(task_id)
+        if running is not None:
+            if running.origin != origin:
                 assert verdict is Verdict.REFUSED
                 return
             assert verdict is Verdict.ADOPTED
-            assert execution is self.running[key]
+            assert execution is running
             superseded = execution.delivery
             assert self.table.adopt(execution, self.deliveries) == superseded != self.deliveries
             self.adopted += 1
             assert execution.delivery == self.deliveries
             return
         assert execution.delivery == self.deliveries
-        self.running[key] = execution
+        self.running[task_id] = execution
+        answer = self.answers.get(task_id)
+        known = answer is not None and answer[1] == origin and answer[0].attempt >= attempt
         if verdict is Verdict.ANSWERED:
-            assert execution.terminal == self.answers[key][0]
-            assert reply_to == self.answers[key][1]
+            assert known
+            assert answer is not None
+            assert execution.terminal == answer[0]
             self.answered += 1
-        else:
-            assert verdict is Verdict.RUN
-            answered = self.answers.get(key)
-            if answered is not None and answered[1] == reply_to:
-                del self.answers[key]
-                self.run_again += 1
+            return
+        assert verdict is (Verdict.REVOKED if (task_id, origin) in self.revoked else Verdict.RUN)
+        if known:
+            del self.answers[task_id]
+            self.run_again += 1
+        if verdict is Verdict.REVOKED:
+            self.table.answer(execution, success(task_id, attempt), self.now)
+
+    @rule(task_id=st.sampled_from("abc"), origin=st.sampled_from(ORIGINS))
+    def revoke(self, task_id: str, origin: str) -> None:
+        self.table.revocations.put(task_id, origin, FOREVER, self.now)
+        self.revoked.add((task_id, origin))
+
+    @rule(origin=st.sampled_from(ORIGINS), generation=st.integers(1, 3))
+    def move(self, origin: str, generation: int) -> None:
+        self.moved[origin] = f"{origin}.{generation}"
+        self.table.move(origin, self.moved[origin], FOREVER, self.now)
 
     def draw(self, data: st.DataObject, *phases: ExecutionPhase) -> Execution | None:
         found = [execution for execution in self.running.values() if execution.phase in phases]
@@ -301,7 +409,6 @@ class ExecutionMachine(RuleBasedStateMachine):
         if execution is not None:
             terminal = success(execution.task_id, execution.attempt, size)
             self.table.answer(execution, terminal, self.now)
-            self.answers[execution.task_id, execution.attempt] = terminal, execution.reply_to
             assert execution.phase is ExecutionPhase.ANSWERING
 
     @precondition(lambda self: self.running)
@@ -310,7 +417,10 @@ class ExecutionMachine(RuleBasedStateMachine):
         execution = self.draw(data, ExecutionPhase.ANSWERING)
         if execution is not None:
             self.table.end(execution, returned=returned)
-            del self.running[execution.task_id, execution.attempt]
+            del self.running[execution.task_id]
+            assert execution.terminal is not None
+            assert execution.origin is not None
+            self.answers[execution.task_id] = execution.terminal, execution.origin
             assert execution.phase is ExecutionPhase.ENDED
 
     @precondition(lambda self: self.running)
@@ -319,7 +429,7 @@ class ExecutionMachine(RuleBasedStateMachine):
         execution = self.draw(data, ExecutionPhase.RUNNING, ExecutionPhase.STOPPING)
         if execution is not None:
             self.table.abandon(execution)
-            del self.running[execution.task_id, execution.attempt]
+            del self.running[execution.task_id]
             assert execution.phase is ExecutionPhase.ENDED
 
     @rule(passed=st.floats(0, 6))
@@ -337,7 +447,7 @@ class ExecutionMachine(RuleBasedStateMachine):
             assert execution.phase is ExecutionPhase.STOPPING
             assert execution.deadline is not None
             assert execution.deadline <= self.now + ROUNDING
-        assert due <= {(execution.task_id, execution.attempt) for execution in expired}
+        assert due <= {execution.task_id for execution in expired}
 
     @rule()
     def expire_at_the_next_deadline(self) -> None:
@@ -358,7 +468,13 @@ class ExecutionMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_table_holds_what_runs(self) -> None:
-        assert self.table.running == {attempt_key(*key): execution for key, execution in self.running.items()}
+        assert self.table.running == self.running
+
+    @invariant()
+    def every_answer_goes_to_where_its_caller_is(self) -> None:
+        for execution in self.running.values():
+            assert execution.origin is not None
+            assert execution.reply_to == self.moved.get(execution.origin, execution.origin)
 
     @invariant()
     def every_verdict_is_counted(self) -> None:
@@ -382,7 +498,7 @@ TestExecutions.settings = settings(max_examples=50, stateful_step_count=50, dead
 def test_a_state_that_was_sent_again_keeps_its_age() -> None:
     table = ExecutionTable(CacheLimits(age=10.0))
     run(table, now=100.0)
-    _, again = table.begin(request(), "second", None)
+    _, again = table.begin(request(), "second", None, 0.0)
     table.end(again)
     table.cache.evict(109.0)
     assert len(table.cache) == 1

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from aiorpcq.protocol.retries import DELAY_STEPS
 from aiorpcq.protocol.topology import (
+    TO_ALL,
     Binding,
     Exchange,
     Names,
@@ -16,6 +18,8 @@ from aiorpcq.protocol.topology import (
     check_method,
     check_service,
     split_method,
+    to_service,
+    to_worker,
 )
 
 words = st.text("abcXYZ019_-", min_size=1, max_size=30)
@@ -66,10 +70,80 @@ def test_a_reply_queue_is_exclusive_and_has_a_name_for_each_generation() -> None
         "rpc.reply.5f0c.2.s3cret",
         durable=False,
         exclusive=True,
-        auto_delete=True,
+        auto_delete=False,
         arguments={"x-queue-type": "classic"},
     )
     assert names.reply_queue("5f0c", 3, "s3cret").name != queue.name
+
+
+def test_a_control_queue_is_exclusive_and_bounded() -> None:
+    assert Names().control_queue("w1", 2) == Queue(
+        "rpc.control.w1.2",
+        durable=False,
+        exclusive=True,
+        auto_delete=False,
+        arguments={"x-queue-type": "classic", "x-max-length": 100_000},
+    )
+
+
+def test_a_worker_hears_what_is_said_to_all_to_it_and_to_its_services() -> None:
+    bindings = Names().control_bindings("w1", 2, ["default", "math"])
+    assert {binding.routing_key for binding in bindings} == {TO_ALL, "worker.w1", "service.default", "service.math"}
+    assert {(binding.queue, binding.exchange) for binding in bindings} == {("rpc.control.w1.2", "rpc.control")}
+    assert (to_worker("w1"), to_service("math")) == ("worker.w1", "service.math")
+
+
+@pytest.mark.parametrize(("step", "milliseconds"), [(0.1, 100), (0.5, 500), (1.0, 1_000), (3600.0, 3_600_000)])
+def test_what_is_delayed_goes_on_to_the_request_exchange(step: float, milliseconds: int) -> None:
+    exchange, queue, binding = Names().delay(step)
+    name = f"rpc.retry.{milliseconds}"
+    assert exchange == Exchange(name, "fanout")
+    assert queue == Queue(
+        name,
+        arguments={"x-queue-type": "classic", "x-message-ttl": milliseconds, "x-dead-letter-exchange": "rpc"},
+    )
+    assert binding == Binding(name, name, "")
+
+
+def test_every_step_of_a_delay_is_its_number_of_milliseconds() -> None:
+    queues = [Names().delay(step)[1] for step in DELAY_STEPS]
+    assert [queue.arguments["x-message-ttl"] for queue in queues] == [round(step * 1000) for step in DELAY_STEPS]
+    assert len({queue.name for queue in queues}) == len(DELAY_STEPS)
+
+
+def test_dead_letters_are_bounded_in_number_and_age_and_die_for_good() -> None:
+    assert Names().dead_queue("math") == Queue(
+        "rpc.math.dead",
+        arguments={"x-queue-type": "classic", "x-max-length": 10_000, "x-message-ttl": 604_800_000},
+    )
+
+
+def test_a_durable_reply_queue_outlives_its_consumer_for_a_time() -> None:
+    assert Names().durable_reply_queue("billing-1", 86_400.0) == Queue(
+        "rpc.reply.billing-1.durable", arguments={"x-queue-type": "classic", "x-expires": 86_400_000}
+    )
+
+
+@pytest.mark.parametrize("identity", NOT_NAMES)
+def test_what_cannot_name_a_client_is_refused(identity: Any) -> None:
+    with pytest.raises(ValueError, match=r"^identity: .* does not match"):
+        Names().durable_reply_queue(identity, 1.0)
+
+
+@given(words | st.sampled_from(["reply", "control", "retry", "dead"]), words | st.just("dead"))
+@example("reply", "dead")
+@example("control", "dead")
+def test_no_two_kinds_of_queues_share_a_name(one: str, other: str) -> None:
+    names = Names()
+    queues = [
+        names.service_queue(one).name,
+        names.dead_queue(one).name,
+        names.durable_reply_queue(other, 1.0).name,
+        names.reply_queue(other, 1, "s3cret").name,
+        names.control_queue(other, 1).name,
+        names.delay(1.0)[1].name,
+    ]
+    assert len(set(queues)) == len(queues)
 
 
 @given(words)
@@ -90,7 +164,7 @@ def test_services_that_differ_share_nothing(one: str, other: str) -> None:
 @pytest.mark.parametrize("name", NOT_NAMES)
 def test_what_cannot_name_a_service_is_refused(name: Any) -> None:
     names = Names()
-    for use in (check_service, names.routing_key, names.service_queue, names.binding):
+    for use in (check_service, names.routing_key, names.service_queue, names.dead_queue, names.binding):
         with pytest.raises(ValueError, match=r"^service name .* does not match"):
             use(name)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiorpcq.protocol.messages import Outcome, Properties, Publication, Request, StateMessage
+from aiorpcq.protocol.messages import History, Outcome, Properties, Publication, Request, StateMessage
 from aiorpcq.protocol.wire import (
     LEADING_HEADER,
     VERSION,
@@ -20,8 +20,10 @@ from aiorpcq.protocol.wire import (
     check_metadata,
     decode_request,
     decode_state,
+    delivery_count,
     encode_request,
     encode_state,
+    republish,
     return_reason,
 )
 
@@ -46,6 +48,11 @@ fields: st.SearchStrategy[Any] = st.recursive(
 """What a header can hold (AMQP 0-9-1, section 4.2.5.5, and RabbitMQ's errata)."""
 
 
+histories = st.builds(History, st.none() | names, st.integers(0, 1_000), st.none() | names, st.booleans()).filter(
+    lambda history: history != History()
+)
+
+
 @st.composite
 def requests(draw: st.DrawFn) -> Request:
     parent_id = draw(st.none() | names)
@@ -64,6 +71,7 @@ def requests(draw: st.DrawFn) -> Request:
         parent_id,
         None if parent_id is None else draw(names),
         draw(st.none() | st.dictionaries(texts, texts, min_size=1, max_size=4)),
+        draw(st.none() | histories),
     )
 
 
@@ -85,8 +93,13 @@ hostile_headers = st.none() | st.dictionaries(
             "CC",
             "attempt",
             "deadline",
+            "losses",
             "metadata",
+            "origin",
             "parent-id",
+            "remaining",
+            "replay",
+            "republished",
             "root-id",
             "sequence",
             "states",
@@ -282,14 +295,15 @@ def test_what_is_missing_is_named(properties: Properties, text: str) -> None:
 
 
 NOT_INTEGERS: tuple[Any, ...] = ("1", b"1", 1.0, True, [], {}, float("nan"))
+NOT_COUNTS: tuple[Any, ...] = (-1, "3", 1.0, True, None, [])
 NOT_TEXTS: tuple[Any, ...] = (1, b"a", 1.0, True, [], {})
 
 
 @pytest.mark.parametrize(
     ("header", "value"),
     [
-        *((header, value) for header in ("deadline", "attempt") for value in NOT_INTEGERS),
-        *((header, value) for header in ("parent-id", "root-id") for value in NOT_TEXTS),
+        *((header, value) for header in ("deadline", "attempt", "losses", "remaining") for value in NOT_INTEGERS),
+        *((header, value) for header in ("parent-id", "root-id", "origin", "replay") for value in NOT_TEXTS),
         *(("metadata", value) for value in ("a", 1, True, [], [["a", 1]])),
     ],
 )
@@ -343,6 +357,12 @@ def test_whatever_comes_is_a_request_or_malformed(properties: Properties, body: 
     assert isinstance(arrived.parent_id, str | None)
     assert isinstance(arrived.root_id, str | None)
     assert arrived.metadata is None or isinstance(arrived.metadata, Mapping)
+    if arrived.history is not None:
+        assert isinstance(arrived.history.origin, str | None)
+        assert isinstance(arrived.history.replay, str | None)
+        assert type(arrived.history.losses) is int
+        assert arrived.history.losses >= 0
+        assert type(arrived.history.republished) is bool
 
 
 @given(hostile_properties, st.binary(max_size=10))
@@ -358,6 +378,148 @@ def test_whatever_comes_is_a_state_or_malformed(properties: Properties, body: by
     assert type(arrived.sequence) is int
     assert arrived.sequence >= 0
     assert isinstance(arrived.worker_id, str | None)
+
+
+def test_a_request_that_was_published_once_has_no_history() -> None:
+    assert decode_request(received({"attempt": 2, "states": True}), b"").history is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "history"),
+    [
+        ({"origin": "rpc.reply.0"}, History(origin="rpc.reply.0")),
+        ({"losses": 2}, History(losses=2)),
+        ({"losses": -2}, History()),
+        ({"replay": "letter"}, History(replay="letter")),
+        ({"republished": True}, History(republished=True)),
+        ({"republished": 1}, History()),
+    ],
+)
+def test_what_happened_to_a_request_is_read_from_its_headers(headers: dict[str, Any], history: History) -> None:
+    assert decode_request(received(headers), b"").history == history
+
+
+def test_what_is_left_of_a_request_that_was_held_back_is_in_a_header() -> None:
+    assert decode_request(received({"remaining": 1_500}), b"").expiration == 1.5
+    assert decode_request(received({"remaining": -1}), b"").expiration == 0.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "count"),
+    [
+        (None, 0),
+        ({}, 0),
+        ({"x-delivery-count": 3}, 3),
+        *(({"x-delivery-count": value}, 0) for value in NOT_COUNTS),
+    ],
+)
+def test_a_quorum_queue_says_how_often_it_has_delivered(headers: dict[str, Any] | None, count: int) -> None:
+    assert delivery_count(headers) == count
+
+
+def published_again(sent: Publication, **options: Any) -> Publication:
+    given_options: dict[str, Any] = {
+        "attempt": 1,
+        "history": History(republished=True),
+        "reply_to": sent.properties.reply_to,
+        "expiration": None,
+    }
+    return republish(sent.properties, sent.body, "rpc", "rpc:math", **{**given_options, **options})
+
+
+@given(requests(), st.integers(1, 1_000), histories, st.none() | names, st.none() | eighths, st.booleans())
+def test_a_request_that_is_published_again_is_the_same_but_for_what_is_said(
+    sent: Request, attempt: int, history: History, reply_to: str | None, expiration: float | None, delayed: bool
+) -> None:
+    again = published_again(
+        encoded(sent), attempt=attempt, history=history, reply_to=reply_to, expiration=expiration, delayed=delayed
+    )
+    sent.attempt, sent.history, sent.reply_to, sent.expiration = attempt, history, reply_to, expiration
+    assert decode_request(again.properties, again.body) == sent
+    assert (again.exchange, again.routing_key, again.mandatory) == ("rpc", "rpc:math", True)
+
+
+def test_a_request_that_is_published_again_keeps_the_properties_that_rpc_does_not_use() -> None:
+    sent = encoded(request())
+    properties = sent.properties
+    properties.message_id, properties.timestamp, properties.app_id, properties.delivery_mode = "m", 7, "app", 2
+    properties.user_id = "guest"
+    again = published_again(sent).properties
+    assert (again.message_id, again.timestamp, again.app_id, again.delivery_mode) == ("m", 7, "app", 2)
+    assert again.user_id is None
+
+
+def test_what_the_broker_wrote_into_a_request_does_not_stay() -> None:
+    sent = encoded(request(metadata={"user": 7}))
+    sent.properties.headers = {
+        **headers_of(sent),
+        "x-death": [{"reason": "expired"}],
+        "x-first-death-reason": "expired",
+        "x-delivery-count": 3,
+        "x-acquired-count": 3,
+        "later": 1,
+    }
+    assert headers_of(published_again(sent)) == {"metadata": {"user": 7}, "later": 1, "republished": True}
+
+
+def test_a_request_that_is_published_again_returns_to_where_its_caller_is_now() -> None:
+    sent = encoded(request(reply_to="rpc.reply.1"))
+    again = published_again(sent, reply_to="rpc.reply.2", history=History(origin="rpc.reply.1"))
+    assert again.properties.reply_to == "rpc.reply.2"
+    assert headers_of(again) == {"CC": ("rpc.reply.2",), "origin": "rpc.reply.1"}
+
+
+def test_a_request_that_is_not_to_return_is_published_again_without_cc() -> None:
+    sent = encode_request(request(reply_to="amq.rabbitmq.reply-to"), "rpc", "rpc:math", returns=False)
+    assert sent.properties.headers is None
+    again = published_again(sent)
+    assert again.properties.reply_to == "amq.rabbitmq.reply-to"
+    assert "CC" not in headers_of(again)
+
+
+def test_a_request_that_is_held_back_does_not_expire_there() -> None:
+    again = published_again(encoded(request(expiration=9.0)), expiration=1.5, delayed=True)
+    assert again.properties.expiration is None
+    assert headers_of(again)["remaining"] == 1_500
+
+
+def test_a_request_that_was_held_back_expires_again() -> None:
+    held = published_again(encoded(request()), expiration=1.5, delayed=True)
+    again = published_again(held, expiration=1.0)
+    assert again.properties.expiration == 1_000
+    assert "remaining" not in headers_of(again)
+
+
+def test_a_request_that_is_past_its_deadline_expires_at_once() -> None:
+    assert published_again(encoded(request()), expiration=-5.0).properties.expiration == 0
+
+
+def test_the_history_of_a_request_is_what_is_said_and_not_what_it_was() -> None:
+    former = History("rpc.reply.0", 3, "letter", True)
+    sent = encoded(request(history=former, attempt=4))
+    assert published_again(sent, history=History()).properties.headers == {}
+
+
+@given(requests().filter(lambda sent: sent.deadline is not None), histories, st.booleans())
+def test_the_deadline_still_leads_when_a_request_is_published_again(
+    sent: Request, history: History, delayed: bool
+) -> None:
+    again = published_again(encoded(sent), history=history, expiration=1.0, delayed=delayed)
+    assert next(iter(headers_of(again))) == LEADING_HEADER
+
+
+def test_the_delivered_request_stays_as_it_is() -> None:
+    sent = encoded(request(reply_to="rpc.reply.1", attempt=2))
+    before = dict(headers_of(sent))
+    published_again(sent, attempt=3, reply_to="rpc.reply.2")
+    assert headers_of(sent) == before
+
+
+def test_whoever_waits_for_the_second_publication_is_told() -> None:
+    def settled(publication: Publication, outcome: Outcome) -> None:
+        """Do nothing."""
+
+    assert published_again(encoded(request()), settled=settled).settled is settled
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+"""CallerWatch: notices that the caller of a run is gone, for methods that are to be stopped then."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from .protocol.control import Answer, encode_answer
+from .protocol.executions import Execution, ExecutionPhase
+from .protocol.messages import Properties
+from .transports.base import Link
+
+__all__ = ["CallerWatch"]
+
+_PROBE_INTERVAL: Final = 10.0
+"""Seconds between two looks at a caller's reply queue."""
+
+_LOOKS_PER_GRACE: Final = 4
+
+
+class CallerWatch:
+    """The runs that are stopped when their callers are gone, bounded by the worker's concurrency.
+
+    A mandatory message to each caller's reply queue, at the start and every 10 s, comes back where that is gone. That
+    alone may mean a caller that is reconnecting: it acts when the caller has not said for *grace* seconds that it has
+    moved, which should be longer than the caller needs to notice a dead link and come back. *gone* only grows.
+    """
+
+    def __init__(
+        self, worker_id: str, loop: asyncio.AbstractEventLoop, grace: float, stop: Callable[[Execution], None]
+    ) -> None:
+        self._worker_id = worker_id
+        self._loop = loop
+        self._grace = grace
+        self._interval = min(_PROBE_INTERVAL, grace / _LOOKS_PER_GRACE)
+        self._stop = stop
+        self._watched: dict[str, Execution] = {}
+        self._missed: dict[str, tuple[str, float]] = {}  # since when which reply queue is not there
+        self._timer: asyncio.TimerHandle | None = None
+        self._link: Link | None = None
+        self.gone = 0
+
+    @property
+    def link(self) -> Link | None:
+        """The present link; what was missed on another says nothing, since a caller that moved was not heard."""
+        return self._link
+
+    @link.setter
+    def link(self, link: Link | None) -> None:
+        self._link = link
+        self._missed.clear()
+
+    def watch(self, execution: Execution) -> None:
+        """Watch the caller of *execution* until that ends; a cast has none."""
+        if execution.reply_to is None:
+            return
+        self._watched[execution.task_id] = execution
+        self._probe(execution)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._interval, self._look)
+
+    def on_returned(self, routing_key: str, properties: Properties) -> None:
+        """Take note of a state or probe that found no reply queue."""
+        execution = self._watched.get(properties.correlation_id or "")
+        if execution is not None and execution.reply_to == routing_key:
+            missed = self._missed.get(execution.task_id)
+            if missed is None or missed[0] != routing_key:
+                self._missed[execution.task_id] = (routing_key, self._loop.time())
+
+    def close(self) -> None:
+        """Stop looking."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._watched.clear()
+        self._missed.clear()
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for task_id, execution in list(self._watched.items()):
+            missed = self._missed.get(task_id)
+            if execution.phase is not ExecutionPhase.RUNNING:
+                del self._watched[task_id]
+                self._missed.pop(task_id, None)
+            elif missed is None or missed[0] != execution.reply_to:
+                self._missed.pop(task_id, None)
+                self._probe(execution)
+            elif now - missed[1] >= self._grace:
+                self.gone += 1
+                self._stop(execution)
+        if self._watched:
+            self._timer = self._loop.call_later(self._interval, self._look)
+
+    def _probe(self, execution: Execution) -> None:
+        link, reply_to = self._link, execution.reply_to
+        if link is not None and reply_to is not None:
+            probe = encode_answer(Answer("ping", execution.task_id, self._worker_id, None), reply_to)
+            probe.mandatory = True
+            link.publish(probe)

@@ -1,0 +1,83 @@
+"""Waitlist: calls that wait, in the order they came, until there is room for one more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from ..errors import ConnectionLost, Overloaded
+from ..protocol.calls import Call
+
+__all__ = ["Waitlist"]
+
+
+class _Waiter:
+    __slots__ = ("future", "limit", "owner")
+
+    def __init__(self, owner: object, limit: int, future: asyncio.Future[None]) -> None:
+        self.owner = owner
+        self.limit = limit
+        self.future = future
+
+
+class Waitlist:
+    """Callers that wait until fewer than their limit of calls are *pending*.
+
+    A caller that was let in is counted until it goes on, in a later iteration of the loop; so nobody who comes
+    meanwhile takes its place. Its length is bounded by the tasks of the program: a caller is in it once.
+    """
+
+    def __init__(self, pending: Mapping[str, Call]) -> None:
+        self._pending = pending
+        self._admitted = 0
+        self.waiters: OrderedDict[_Waiter, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.waiters)
+
+    async def enter(self, owner: object, limit: int, until: float | None) -> None:
+        """Return when there is room. The caller has to register its call before it next awaits.
+
+        Raises:
+            Overloaded: there was none by *until*, on the clock of the event loop.
+            ConnectionLost: `close` was called for *owner*.
+        """
+        if not self.waiters and len(self._pending) + self._admitted < limit:
+            return
+        waiter = _Waiter(owner, limit, asyncio.get_running_loop().create_future())
+        self.waiters[waiter] = None
+        try:
+            async with asyncio.timeout_at(until):
+                await waiter.future
+        except TimeoutError:
+            self._leave(waiter)
+            text = f"there was no room in time: {len(self._pending)} calls are pending, max_pending is {limit}"
+            raise Overloaded(text) from None
+        except BaseException:
+            self._leave(waiter)
+            raise
+        self._admitted -= 1
+
+    def admit(self) -> None:
+        """Let in who has room by now."""
+        waiters = self.waiters
+        while waiters and len(self._pending) + self._admitted < next(iter(waiters)).limit:
+            waiter, _ = waiters.popitem(last=False)
+            if not waiter.future.done():
+                self._admitted += 1
+                waiter.future.set_result(None)
+
+    def close(self, owner: object) -> None:
+        """Send away who waits for *owner*: it closes."""
+        for waiter in list(self.waiters):
+            if waiter.owner is owner and not waiter.future.done():
+                waiter.future.set_exception(ConnectionLost("the client was closed"))
+
+    def _leave(self, waiter: _Waiter) -> None:
+        future = waiter.future
+        if future.done() and not future.cancelled() and future.exception() is None:
+            self._admitted -= 1
+        else:
+            self.waiters.pop(waiter, None)
+        self.admit()

@@ -1,0 +1,84 @@
+"""Faults that a test makes, on whichever broker it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, Literal
+
+import pytest
+
+from aiorpcq import Client
+from aiorpcq.transports.memory import BrokerLink, MemoryBroker, memory_broker
+from tests.node import Node
+
+from .parties import eventually
+
+__all__ = ["Breaking", "next_generation"]
+
+Side = Literal["client", "worker"]
+
+_REPLY_QUEUES: Final = "rpc.reply."
+_LANE_CHANNEL: Final = 2  # the first is for declarations
+
+
+class Breaking:
+    """What breaks the connections, channels and queues of one side; both brokers do the same at it."""
+
+    def __init__(self, url: str, request: pytest.FixtureRequest) -> None:
+        self.broker: MemoryBroker | None = None
+        if url.startswith("memory://"):
+            self.broker = memory_broker(url.removeprefix("memory://"))
+        else:
+            self._node: Node = request.getfixturevalue("node")
+            self._vhost: str = request.getfixturevalue("vhost")
+
+    async def cut(self, side: Side) -> None:
+        """Take the connection of every client, or every worker, away."""
+        if self.broker is not None:
+            assert self.broker.drop_links(_of(side))
+        else:
+            closed = await asyncio.to_thread(self._node.close_connections, name=_name(side), vhost=self._vhost)
+            assert closed
+
+    async def close_channels(self, side: Side) -> None:
+        """Have the broker close the channel that messages go over; the connection stands."""
+        if self.broker is not None:
+            assert self.broker.close_channels(_of(side))
+        else:
+            close = self._node.close_channels
+            closed = await asyncio.to_thread(close, 406, number=_LANE_CHANNEL, name=_name(side), vhost=self._vhost)
+            assert closed
+
+    async def delete_queue(self, name: str) -> None:
+        """Delete a queue behind everybody's back."""
+        if self.broker is not None:
+            self.broker.delete_queue(name)
+        else:
+            await asyncio.to_thread(self._node.delete_queue, name, self._vhost)
+
+    def has_queue(self, name: str) -> bool:
+        """Tell whether there is a queue of that name."""
+        if self.broker is not None:
+            return name in self.broker.statistics().queues
+        return name in self._node.queues(self._vhost)
+
+
+async def next_generation(client: Client, generation: int = 2) -> None:
+    """Wait until *client* is connected again."""
+    await eventually(lambda: client.statistics().generation == generation and client.health().ready)
+
+
+def _name(side: Side) -> str:
+    return f"aiorpcq {side}"
+
+
+def _of(side: Side) -> Callable[[BrokerLink], bool]:
+    """Pick links by what they consume: a client has a reply queue, and a bystander of the test neither of the two."""
+
+    def is_of(link: BrokerLink) -> bool:
+        replies = any(queue.startswith(_REPLY_QUEUES) for queue in link.queues)
+        control = any(queue.startswith("rpc.control.") for queue in link.queues)
+        return replies if side == "client" else control
+
+    return is_of

@@ -1,0 +1,324 @@
+"""Runs that are to be made again: the broker holds the request meanwhile, and its caller can still be reached."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from aiorpcq import Context, Service
+from aiorpcq.protocol.messages import History
+from aiorpcq.protocol.wire import ReturnReason, return_reason
+from aiorpcq.retry import Busy, Retry, RetryPolicy
+
+from .breaking import Breaking
+from .parties import BystanderFactory, ClientFactory, Gate, WorkerFactory, eventually, request_for
+from .workbench import answer_to, lose_run, ready
+
+DELAY_QUEUE = "rpc.retry.100"
+
+
+@pytest.fixture
+def breaking(url: str, request: pytest.FixtureRequest) -> Breaking:
+    return Breaking(url, request)
+
+
+class Trying:
+    """A service whose method raises what it is given until that is used up; it remembers its attempts."""
+
+    def __init__(self, *failures: Exception, policy: RetryPolicy | None = None, **options: Any) -> None:
+        self.service = Service(**options)
+        self.attempts: list[int] = []
+        self.remaining: list[float | None] = []
+        self.redelivered: list[bool] = []
+        left = list(failures)
+
+        @self.service.method(retry=policy)
+        async def work(ctx: Context) -> str:
+            self.attempts.append(ctx.attempt)
+            self.remaining.append(ctx.remaining)
+            self.redelivered.append(ctx.redelivered)
+            if left:
+                raise left.pop(0)
+            return "done"
+
+        @self.service.method
+        async def other() -> str:
+            return "other"
+
+
+async def test_a_method_that_raises_retry_is_run_again_after_its_delay(
+    worker: WorkerFactory, bystander: BystanderFactory
+) -> None:
+    trying, stranger = Trying(Retry("not yet", delay=0.05), Retry("not yet", delay=0.1)), await bystander()
+    serving = await worker(trying.service)
+    replies = await stranger.reply_queue()
+    await stranger.request(request_for("work", task_id="t", reply_to=replies.name))
+    assert await answer_to(replies, "t") == ("SUCCESS", "done")
+    assert (trying.attempts, trying.redelivered) == ([1, 2, 3], [False] * 3)
+    assert serving.statistics().republisher.retried == 2
+    await eventually(lambda: serving.statistics().running == 0)
+    assert (await ready(stranger), await ready(stranger, DELAY_QUEUE)) == (0, 0)
+
+
+async def test_a_caller_that_reads_states_sees_why_and_when_it_is_run_again(
+    worker: WorkerFactory, bystander: BystanderFactory
+) -> None:
+    trying, stranger = Trying(Retry("the table is locked", delay=0.1)), await bystander()
+    await worker(trying.service)
+    replies = await stranger.reply_queue()
+    await stranger.request(request_for("work", task_id="t", reply_to=replies.name, states=True))
+    states = await replies.until_terminal()
+    assert [name for name, _ in states] == ["RECEIVED", "STARTED", "RETRY", "RECEIVED", "STARTED", "SUCCESS"]
+    assert states[2][1] == {"reason": "the table is locked", "delay": 0.1, "attempt": 1}
+
+
+async def test_a_bare_call_sees_no_retry(worker: WorkerFactory, bystander: BystanderFactory) -> None:
+    trying, stranger = Trying(Retry(delay=0)), await bystander()
+    await worker(trying.service)
+    replies = await stranger.reply_queue()
+    await stranger.request(request_for("work", task_id="t", reply_to=replies.name))
+    states = await replies.until_terminal()
+    # Its second run may be on a worker that has not heard of a cancel, hence the STARTED.
+    assert [name for name, _ in states] == ["STARTED", "SUCCESS"]
+
+
+async def test_a_place_is_free_while_the_broker_holds_the_request(
+    worker: WorkerFactory, bystander: BystanderFactory
+) -> None:
+    trying, stranger = Trying(Retry(delay=60)), await bystander()
+    serving = await worker(trying.service, concurrency=1)
+    replies = await stranger.reply_queue()
+    await stranger.request(request_for("work", task_id="t", reply_to=replies.name))
+    await stranger.request(request_for("other", task_id="u", reply_to=replies.name))
+    assert await answer_to(replies, "u") == ("SUCCESS", "other")
+    await eventually(lambda: serving.statistics().republisher.retried == 1)
+    assert await ready(stranger, "rpc.retry.60000") == 1
+
+
+async def test_a_delay_of_nothing_is_none(worker: WorkerFactory, bystander: BystanderFactory) -> None:
+    trying, stranger = Trying(Retry()), await bystander()
+    await worker(trying.service)
+    replies = await stranger.reply_queue()
+    await stranger.request(request_for("work", task_id="t", reply_to=replies.name))
+    assert await answer_to(replies, "t") == ("SUCCESS", "done")
+    assert trying.attempts == [1, 2]
+    assert await ready(stranger, DELAY_QUEUE) is None
+
+
+async def test_a_delay_queue_that_was_deleted_is_declared_again(
+    worker: WorkerFactory, bystander: BystanderFactory, breaking: Breaking
+) -> None:
+    """Not at the price of a run that is counted as lost, which `no_rerun` would make a failure."""
+    service, stranger = Service(delivery="no_rerun"), await bystander()
+
+    @service.method
+    async def work(ctx: Context) -> int:
+        if ctx.attempt == 1:
+            raise Retry(delay=0.1)
+        return ctx.attempt
+
+    serving = await worker(service)
+    replies = await stranger.reply_queue()
+    for task_id in "tu":
+        await stranger.request(request_for("work", task_id=task_id, reply_to=replies.name))
+        assert await answer_to(replies, task_id) == ("SUCCESS", 2)
+        await breaking.delete_queue(DELAY_QUEUE)
+    statistics = serving.statistics().republisher
+    assert (statistics.retried, statistics.counted, statistics.failed) == (2, 0, 0)
+
+
+@pytest.mark.parametrize("jitter", ["none", "full"])
+async def test_a_policy_runs_again_what_raised_what_it_names(
+    worker: WorkerFactory, bystander: BystanderFactory, jitter: Any
+) -> None:
+    policy = RetryPolicy(on=(OSError,), attempts=3, backoff=0.02, jitter=jitter)
+    trying, stranger = Trying(ConnectionError("down"), TimeoutError("slow"), policy=policy), await bystander()
+    await worker(trying.service)
+    replies = await stranger.reply_queue()
+    await stranger.request(request_for("work", task_id="t", reply_to=replies.name))
+    assert await answer_to(replies, "t") == ("SUCCESS", "done")
+    assert trying.attempts == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("failures", "runs", "kind"),
+    [
+        ((OSError("1"), OSError("2"), OSError("3")), 2, "OSError"),
+        ((ValueError("1"),), 1, "ValueError"),
+        ((Retry("1", attempts=2), Retry("2", attempts=2)), 2, "Retry"),
+    ],
+    ids=["attempts", "another", "retry"],
+)
+async def test_what_is_not_run_again_ends_with_the_methods_own_error(
+    worker: WorkerFactory, bystander: BystanderFactory, failures: tuple[Exception, ...], runs: int, kind: str
+) -> None:
+    policy = RetryPolicy(on=(OSError,), attempts=2, backoff=0, jitter="none")
+    trying, stranger = Trying(*failures, policy=policy), await bystander()
+    await worker(trying.service)
+    replies = await stranger.reply_queue()
+    await stranger.request(request_for("work", task_id="t", reply_to=replies.name))
+    name, value = await answer_to(replies, "t")
+    assert (name, value["type"], value["message"]) == ("FAILURE", kind, str(runs))
+    assert len(trying.attempts) == runs
+
+
+async def test_a_services_policy_is_that_of_its_methods(worker: WorkerFactory, bystander: BystanderFactory) -> None:
+    policy = RetryPolicy(on=(OSError,), backoff=0, jitter="none")
+    trying, stranger = Trying(OSError("down"), retry=policy), await bystander()
+    await worker(trying.service)
+    replies = await stranger.reply_queue()
+    await stranger.request(request_for("work", task_id="t", reply_to=replies.name))
+    assert await answer_to(replies, "t") == ("SUCCESS", "done")
+
+
+async def test_what_would_run_past_the_deadline_is_not_held_back(
+    worker: WorkerFactory, bystander: BystanderFactory
+) -> None:
+    trying, stranger = Trying(Retry("later", delay=30)), await bystander()
+    await worker(trying.service)
+    replies = await stranger.reply_queue()
+    await stranger.request(request_for("work", task_id="t", reply_to=replies.name, expiration=20.0))
+    name, value = await answer_to(replies, "t")
+    assert (name, value["type"], trying.attempts) == ("FAILURE", "Retry", [1])
+
+
+async def test_the_time_that_is_left_goes_on_while_the_request_is_held(
+    worker: WorkerFactory, bystander: BystanderFactory
+) -> None:
+    """Dead-lettering strips the expiration, so what is left of it comes in a header."""
+    trying, stranger = Trying(*(Retry(delay=0.1) for _ in range(2))), await bystander()
+    await worker(trying.service)
+    replies = await stranger.reply_queue()
+    await stranger.request(request_for("work", task_id="t", reply_to=replies.name, expiration=60.0))
+    assert await answer_to(replies, "t") == ("SUCCESS", "done")
+    first, second, third = (left or 0.0 for left in trying.remaining)
+    assert 60 >= first > second + 0.1 > third + 0.2 > 59 - 0.2
+
+
+async def test_a_request_whose_time_is_over_when_it_comes_back_is_not_run(
+    worker: WorkerFactory, bystander: BystanderFactory
+) -> None:
+    trying, stranger = Trying(), await bystander()
+    await worker(trying.service)
+    replies = await stranger.reply_queue()
+    request = request_for("work", task_id="t", reply_to=replies.name, attempt=2, history=History(republished=True))
+    await stranger.request(request, headers={"remaining": 0})
+    name, value = await answer_to(replies, "t")
+    assert (name, value["error"], trying.attempts) == ("FAILURE", "DeadlineExceeded", [])
+
+
+async def test_a_request_that_was_held_still_returns_to_its_sender(
+    worker: WorkerFactory, bystander: BystanderFactory
+) -> None:
+    trying, stranger = Trying(Retry(delay=0.1), message_ttl=0.3), await bystander()
+    serving = await worker(trying.service)
+    replies = await stranger.reply_queue()
+    await stranger.request(request_for("work", task_id="t", reply_to=replies.name, expiration=30.0))
+    await eventually(lambda: serving.statistics().republisher.retried == 1)
+    await serving.aclose()
+    returned = await replies.next()
+    assert return_reason(returned.properties.headers) is ReturnReason.EXPIRED
+    assert (returned.properties.correlation_id, returned.properties.reply_to) == ("t", replies.name)
+    assert replies.inbox.empty()  # CC made no copy where the request was held
+
+
+async def test_what_the_broker_wrote_while_it_held_the_request_is_not_sent_on(
+    worker: WorkerFactory, bystander: BystanderFactory, url: str
+) -> None:
+    gate = Gate()
+    service, stranger = Service(), await bystander()
+
+    @service.method
+    async def work() -> None:
+        gate._entered.release()
+        raise Retry(delay=0.1)
+
+    first = await worker(service)
+    replies = await stranger.reply_queue()
+    await stranger.request(request_for("work", task_id="t", reply_to=replies.name, expiration=30.0))
+    await gate.entered(2)
+    await eventually(lambda: first.statistics().republisher.retried == 2)
+    await first.aclose()
+    taken = await lose_run(url)
+    headers = taken.properties.headers or {}
+    assert [(death["queue"], death["count"]) for death in headers["x-death"]] == [(DELAY_QUEUE, 1)]
+    assert (headers["attempt"], "losses" in headers) == (3, False)
+    assert 0 < headers["remaining"] < 30_000
+    assert (headers["CC"], taken.properties.expiration) == ([replies.name], None)
+
+
+async def test_a_cast_is_run_again_too(worker: WorkerFactory, bystander: BystanderFactory) -> None:
+    trying, stranger = Trying(Retry(delay=0.1)), await bystander()
+    serving = await worker(trying.service)
+    await stranger.request(request_for("work", task_id="t", reply_to=None))
+    await eventually(lambda: serving.statistics().publisher.succeeded == 1)
+    assert trying.attempts == [1, 2]
+
+
+async def test_a_busy_method_is_overloaded_and_says_when_to_try_again(
+    worker: WorkerFactory, bystander: BystanderFactory
+) -> None:
+    trying, stranger = Trying(Busy("the queue is full", retry_after=1.5), Busy()), await bystander()
+    await worker(trying.service)
+    replies = await stranger.reply_queue()
+    for task_id, message, after in (("t", "the queue is full", 1.5), ("u", "busy", None)):
+        await stranger.request(request_for("work", task_id=task_id, reply_to=replies.name))
+        name, value = await answer_to(replies, task_id)
+        assert (name, value["error"], value["message"]) == ("FAILURE", "Overloaded", message)
+        assert (value.get("retry_after"), value["maybe_executed"]) == (after, False)
+
+
+async def test_a_busy_method_is_run_for_the_next_try_of_one_task(client: ClientFactory, worker: WorkerFactory) -> None:
+    trying = Trying(Busy(), Busy())
+    await worker(trying.service)
+    caller = (await client()).with_options(task_id="mine", retries=2)
+    assert await caller.call("work") == "done"
+
+
+async def test_a_busy_method_that_has_run_before_may_have_been_executed(
+    worker: WorkerFactory, bystander: BystanderFactory
+) -> None:
+    trying, stranger = Trying(Retry(), Busy()), await bystander()
+    await worker(trying.service)
+    replies = await stranger.reply_queue()
+    await stranger.request(request_for("work", task_id="t", reply_to=replies.name))
+    state, value = await answer_to(replies, "t")
+    assert (state, value["error"], value["maybe_executed"]) == ("FAILURE", "Overloaded", True)
+
+
+async def test_a_plain_method_can_raise_retry_too(worker: WorkerFactory, bystander: BystanderFactory) -> None:
+    service, attempts, stranger = Service(), [], await bystander()
+
+    @service.method
+    def work(ctx: Context) -> str:
+        attempts.append(ctx.attempt)
+        if ctx.attempt == 1:
+            raise Retry(delay=0.1)
+        return "done"
+
+    await worker(service)
+    replies = await stranger.reply_queue()
+    await stranger.request(request_for("work", task_id="t", reply_to=replies.name))
+    assert await answer_to(replies, "t") == ("SUCCESS", "done")
+    assert attempts == [1, 2]
+
+
+async def test_a_drain_waits_until_what_is_to_be_held_is_at_the_broker(
+    worker: WorkerFactory, bystander: BystanderFactory
+) -> None:
+    gate, stranger, service = Gate(), await bystander(), Service()
+
+    @service.method
+    async def work() -> None:
+        await gate.wait()
+        raise Retry(delay=1800)
+
+    serving = await worker(service, grace=5)
+    await stranger.request(request_for("work", task_id="t", reply_to=None))
+    await gate.entered()
+    closing = asyncio.ensure_future(serving.aclose())
+    gate.open()
+    await closing
+    assert (await ready(stranger, "rpc.retry.1800000"), await ready(stranger)) == (1, 0)

@@ -1,0 +1,74 @@
+"""The cache of terminal states: for whom it answers, and what it keeps past its bounds."""
+
+from __future__ import annotations
+
+from aiorpcq.protocol.messages import StateMessage
+from aiorpcq.protocol.terminals import CacheLimits, TerminalCache
+
+OVERHEAD = 500
+
+
+def success(task_id: str = "t", *, attempt: int = 1, size: int = 0, sequence: int = 0) -> StateMessage:
+    return StateMessage(task_id, "SUCCESS", b"x" * size, "application/msgpack", None, attempt, sequence)
+
+
+def test_a_state_comes_back_as_it_was_but_for_who_sent_it() -> None:
+    cache = TerminalCache(CacheLimits())
+    message = StateMessage("t", "FAILURE", b"body", "application/json", "gzip", 3, 7)
+    cache.put("t", message, "queue", 0.0)
+    assert cache.get("t", "t", "queue", 3) == message
+
+
+def test_it_answers_the_attempt_that_ended_and_those_before() -> None:
+    cache = TerminalCache(CacheLimits())
+    cache.put("t", success(attempt=2), "queue", 0.0)
+    assert [cache.get("t", "t", "queue", attempt) is not None for attempt in (1, 2, 3)] == [True, True, False]
+
+
+def test_it_answers_nobody_who_cannot_name_the_reply_queue() -> None:
+    cache = TerminalCache(CacheLimits())
+    cache.put("t", success(), "queue", 0.0)
+    assert cache.get("t", "t", "guess") is None
+    assert cache.get("t", "t", None) is None
+    assert cache.get("u", "u", "queue") is None
+
+
+def test_a_replays_answer_is_that_of_its_task_under_another_key() -> None:
+    cache = TerminalCache(CacheLimits())
+    cache.put("t letter", success(), "queue", 0.0)
+    assert cache.get("t", "t", "queue") is None
+    assert cache.get("t letter", "t", "queue") == success()
+
+
+def test_a_state_takes_the_place_of_the_one_before() -> None:
+    cache = TerminalCache(CacheLimits())
+    cache.put("t", success(size=100), "queue", 0.0)
+    cache.mark_returned("t")
+    cache.put("t", success(attempt=2, size=10), "queue", 0.0)
+    assert (len(cache), cache.size, cache.evicted) == (1, OVERHEAD + 10, 0)
+    assert cache.get("t", "t", "queue", 2) == success(attempt=2, size=10)
+
+
+def test_marking_what_is_not_there_does_nothing() -> None:
+    cache = TerminalCache(CacheLimits())
+    cache.mark_returned("t")
+    assert (len(cache), cache.size) == (0, 0)
+
+
+def test_a_large_cache_that_overflows_makes_room_for_more_than_one() -> None:
+    limit = 2 * 1024 * 1024
+    cache = TerminalCache(CacheLimits(size=limit))
+    count = limit // (OVERHEAD + 500) + 1
+    for number in range(count):
+        cache.put(str(number), success(str(number), size=500), "queue", 0.0)
+    assert limit - 33 * 1024 <= cache.size <= limit - 31 * 1024
+    assert len(cache) + cache.evicted == count
+    assert cache.get("0", "0", "queue") is None
+
+
+def test_states_of_many_callers_are_told_apart() -> None:
+    cache = TerminalCache(CacheLimits())
+    for number in range(2_500):
+        cache.put(str(number), success(str(number)), f"queue-{number}", 0.0)
+    assert all(cache.get(str(number), str(number), f"queue-{number}") is not None for number in range(2_500))
+    assert cache.get("7", "7", "queue-8") is None

@@ -1,0 +1,125 @@
+"""When a caller counts as gone: not for one state that came back, and not while nobody could have heard of a move."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+from aiorpcq import CacheLimits
+from aiorpcq.callerwatch import CallerWatch
+from aiorpcq.protocol.executions import Execution, ExecutionTable
+from aiorpcq.protocol.messages import Properties, Request
+from aiorpcq.protocol.topology import Queue
+from aiorpcq.transports.base import Delivery, Link
+from aiorpcq.transports.memory import MemoryTransport
+from tests.contract.parties import eventually
+
+GRACE = 0.2
+
+
+class Bench:
+    """A watch on a broker in the process."""
+
+    def __init__(self, link: Link, grace: float) -> None:
+        self.stopped: list[str] = []
+        self.link = link
+        self.table = ExecutionTable(CacheLimits())
+        self.watch = CallerWatch("worker", asyncio.get_running_loop(), grace, self._stop)
+        self.watch.link = link
+        link.on_returned = self.watch.on_returned
+
+    def _stop(self, execution: Execution) -> None:
+        self.stopped.append(execution.task_id)
+        self.table.abandon(execution)
+
+    def run(self, task_id: str, reply_to: str | None) -> Execution:
+        _, execution = self.table.begin(Request(task_id, "run", b"", "", None, reply_to), None, None, 0.0)
+        self.watch.watch(execution)
+        return execution
+
+
+@asynccontextmanager
+async def bench(grace: float = GRACE) -> AsyncIterator[Bench]:
+    link = await MemoryTransport(f"memory://{uuid4().hex}").connect(10)
+    made = Bench(link, grace)
+    try:
+        yield made
+    finally:
+        made.watch.close()
+        await link.close()
+
+
+async def test_a_run_whose_callers_queue_is_not_there_is_stopped_after_the_grace() -> None:
+    async with bench() as made:
+        begun = asyncio.get_running_loop().time()
+        made.run("t", "nobody")
+        await eventually(lambda: made.stopped == ["t"])
+        assert asyncio.get_running_loop().time() - begun >= GRACE
+        assert made.watch.gone == 1
+
+
+async def test_a_caller_that_is_there_is_left_alone_and_can_tell_probes_from_states() -> None:
+    async with bench() as made:
+        probes: asyncio.Queue[Delivery] = asyncio.Queue()
+        await made.link.declare(Queue("here"))
+        await made.link.consume("here", probes.put_nowait, no_ack=True)
+        execution = made.run("t", "here")
+        made.run("cast", None)
+        for _ in range(6):  # one at the start, and then four for each grace
+            properties = (await asyncio.wait_for(probes.get(), 10)).properties
+            assert (properties.type, properties.correlation_id) == (None, "t")
+        assert made.stopped == []
+        made.table.abandon(execution)
+
+
+async def test_a_caller_that_has_moved_is_looked_for_where_it_is() -> None:
+    async with bench() as made:
+        await made.link.declare(Queue("here"))
+        made.run("t", "nobody")
+        await asyncio.sleep(0.01)
+        made.table.move("nobody", "here", 60.0, 0.0)
+        await asyncio.sleep(2 * GRACE)
+        assert made.stopped == []
+
+
+async def test_a_caller_that_moves_to_where_nobody_is_is_gone_as_well() -> None:
+    async with bench() as made:
+        made.run("t", "nobody")
+        await asyncio.sleep(GRACE / 2)
+        made.table.move("nobody", "nowhere", 60.0, 0.0)
+        await eventually(lambda: made.stopped == ["t"])
+
+
+async def test_what_came_back_on_a_link_that_is_lost_says_nothing() -> None:
+    """A caller may have moved while this worker could not hear it."""
+    async with bench() as made:
+        await made.link.declare(Queue("here"))
+        made.run("t", "nobody")
+        await asyncio.sleep(0.01)
+        made.watch.link = None
+        await asyncio.sleep(2 * GRACE)
+        assert made.stopped == []
+        made.table.move("nobody", "here", 60.0, 0.0)
+        made.watch.link = made.link
+        await asyncio.sleep(GRACE)
+        assert made.stopped == []
+
+
+async def test_what_came_back_of_others_changes_nothing() -> None:
+    async with bench() as made:
+        await made.link.declare(Queue("here"))
+        made.run("t", "here")
+        made.watch.on_returned("nobody", Properties(correlation_id="t"))
+        made.watch.on_returned("here", Properties(correlation_id="u"))
+        made.watch.on_returned("here", Properties())
+        await asyncio.sleep(2 * GRACE)
+        assert made.stopped == []
+
+
+async def test_a_run_that_has_ended_is_forgotten() -> None:
+    async with bench() as made:
+        made.table.abandon(made.run("t", "nobody"))
+        await eventually(lambda: made.watch._timer is None)
+        assert (made.stopped, made.watch._watched, made.watch._missed) == ([], {}, {})
