@@ -10,7 +10,7 @@ INSTALLED = $(VENV)/.installed
 INSTALLED_DEV = $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test lint types bench chaos clean
 
 help:
 	@echo 'make demo    run a first program: a call, a streamed task, a cast, a remote error'
@@ -19,6 +19,7 @@ help:
 	@echo 'make lint    check style and formatting'
 	@echo 'make types   check types'
 	@echo 'make bench   measure calls per second, latency, CPU and memory'
+	@echo 'make chaos   break workers, links and a broker under load, and judge every call (ARGS="--help")'
 	@echo 'make clean   remove what these commands made in this folder'
 	@echo
 	@echo 'Each installs what it needs into $(VENV) first. PYTHON=python3.12 chooses the interpreter.'
@@ -40,6 +41,10 @@ types: $(INSTALLED_DEV)
 bench: $(INSTALLED_DEV)
 	@scripts/install-rabbitmq
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+chaos: $(INSTALLED_DEV)
+	@scripts/install-rabbitmq
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

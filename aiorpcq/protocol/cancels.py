@@ -30,11 +30,12 @@ class CancelRing:
         return len(self.cancels)
 
     def add(self, cancel: Cancel, now: float) -> None:
-        """Remember *cancel* until it expires, forgetting the oldest past the limit."""
-        self.cancels[cancel.task_id] = cancel, now + cancel.expires
-        self.cancels.move_to_end(cancel.task_id)
-        if len(self.cancels) > self._limit:
-            self.cancels.popitem(last=False)
+        """Remember *cancel* until it expires; the oldest goes past the limit, and with it those that have expired."""
+        cancels = self.cancels
+        cancels[cancel.task_id] = cancel, now + cancel.expires
+        cancels.move_to_end(cancel.task_id)
+        while cancels and (len(cancels) > self._limit or next(iter(cancels.values()))[1] <= now):
+            cancels.popitem(last=False)
 
     def find(self, task_id: str, now: float) -> Cancel | None:
         """Return the cancel of a task as it is to be said *now*; None where there is none any more."""

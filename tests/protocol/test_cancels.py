@@ -29,3 +29,17 @@ def test_past_the_limit_the_oldest_goes() -> None:
     for task_id in ("a", "b", "a", "c"):
         ring.add(cancel(task_id), 0.0)
     assert [ring.find(task_id, 0.0) is None for task_id in ("a", "b", "c")] == [False, True, False]
+
+
+def test_expired_cancels_go_with_the_next_that_comes() -> None:
+    ring = CancelRing()
+    ring.add(cancel("a", expires=1.0), 0.0)
+    ring.add(cancel("b", expires=2.0), 0.0)
+    ring.add(cancel("c"), 2.0)
+    assert list(ring.cancels) == ["c"]
+
+
+def test_a_cancel_without_time_is_not_remembered() -> None:
+    ring = CancelRing()
+    ring.add(cancel(expires=0.0), 5.0)
+    assert len(ring) == 0
