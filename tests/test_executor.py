@@ -67,10 +67,16 @@ class Bench:
         self.back: asyncio.Queue[Delivery] = asyncio.Queue()
         self.replies: asyncio.Queue[Delivery] = asyncio.Queue()
 
-    def deliver(self, task_id: str, *arguments: Any) -> HandMade:
-        request = Request(task_id, "run", *Codecs().encode([list(arguments), {}]), reply_to=_REPLIES)
+    def deliver(
+        self, task_id: str, *arguments: Any, method: str = "run", redelivered: bool = False, counted: int = 0
+    ) -> HandMade:
+        """Have a request come, *counted* times delivered before by a quorum queue."""
+        request = Request(task_id, method, *Codecs().encode([list(arguments), {}]), reply_to=_REPLIES)
         publication = encode_request(request, "rpc", "rpc:default")
         delivery = HandMade(publication.properties, publication.body)
+        delivery.redelivered = redelivered
+        if counted:
+            delivery.properties.headers = {**(delivery.properties.headers or {}), "x-delivery-count": counted}
         self.intake.on_delivery(self.places, delivery)
         return delivery
 
@@ -226,6 +232,51 @@ async def test_a_drain_gives_back_what_waits_for_a_thread_and_lets_the_others_en
         made.deliver("again", 7)  # the only thread is free again
         await asyncio.gather(*made.executor.tasks)
         assert ran == [0, 7]
+
+
+@pytest.mark.parametrize(("counted", "history"), [(0, (2, 1)), (1, (2, 1)), (3, (4, 3))])
+async def test_what_is_delivered_again_to_a_worker_that_drains_goes_back_with_its_lost_runs(
+    counted: int, history: tuple[int, int]
+) -> None:
+    """The copy is not flagged, so they would be forgotten otherwise."""
+    service = Service()
+
+    @service.method
+    async def run() -> None:
+        raise AssertionError
+
+    async with bench(service) as made:
+        made.executor.drain([made.places])
+        delivery = made.deliver("t", redelivered=True, counted=counted)
+        assert await made.histories(1) == [history]
+        await made.settle()
+        assert (delivery.settled, made.table.running) == (["ack"], {})
+
+
+@pytest.mark.parametrize("counted", [0, 1])
+async def test_what_must_not_run_again_is_not_given_back_as_if_it_never_had(counted: int) -> None:
+    service = Service()
+
+    @service.method
+    async def run() -> None:
+        raise AssertionError
+
+    async with bench(service, "no_rerun") as made:
+        made.executor.drain([made.places])
+        delivery = made.deliver("t", redelivered=True, counted=counted)
+        assert (await made.replies.get()).properties.type == "FAILURE"
+        await made.settle()
+        assert (delivery.settled, made.intake.lost, made.back.empty()) == (["ack"], 1, True)
+
+
+async def test_a_method_that_this_worker_does_not_have_is_left_to_others_when_it_drains() -> None:
+    async with bench(Service()) as made:
+        made.executor.drain([made.places])
+        fresh = made.deliver("t", method="newer")
+        again = made.deliver("u", method="newer", redelivered=True)
+        assert await made.histories(1) == [(1, 0)]
+        await made.settle()
+        assert (fresh.settled, again.settled, made.table.running) == (["ack"], ["requeue"], {})
 
 
 async def test_a_run_that_expires_while_it_waits_for_a_thread_is_known_not_to_have_run() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from uuid import uuid4
 
+import pytest
+
 from aiorpcq import CacheLimits, Codecs
 from aiorpcq.errors import DeadlineExceeded
 from aiorpcq.protocol.executions import ExecutionTable
@@ -45,8 +47,35 @@ async def test_a_state_that_waits_while_the_broker_blocks_is_not_sent_once_the_t
     await link.close()
 
 
+@pytest.mark.parametrize("moves", [True, False])
+async def test_a_state_that_comes_back_is_sent_to_where_its_caller_has_moved_meanwhile(moves: bool) -> None:
+    link = await MemoryTransport(f"memory://{uuid4().hex}").connect(10)
+    idle, sent, delivery = asyncio.Event(), list[Delivery](), _Settled()
+    table = ExecutionTable(CacheLimits())
+    publisher = ResultPublisher(table, Codecs(), 1 << 20, "worker", asyncio.get_running_loop(), idle.set)
+    publisher.link = link
+    await link.declare(Queue(_REPLIES))
+    await link.consume(_REPLIES, sent.append, no_ack=True)
+    _, execution = table.begin(Request("t", "method", b"", "", None, "gone"), delivery, None, 0.0)
+    publisher.succeed(execution, 5)
+    if moves:
+        table.move("gone", _REPLIES, 60.0, 0.0)
+    await idle.wait()
+    await asyncio.sleep(0)
+    statistics = publisher.statistics()
+    assert (statistics.moved, statistics.returned, statistics.succeeded) == ((1, 0, 1) if moves else (0, 1, 1))
+    assert ([state.properties.correlation_id for state in sent], delivery.acks) == (["t"] if moves else [], 1)
+    assert (table.running, len(table.cache)) == ({}, 1)
+    await link.close()
+
+
 class _Settled:
-    """A delivery that takes any settlement."""
+    """A delivery that counts its acknowledgements."""
+
+    redelivered = False
+
+    def __init__(self) -> None:
+        self.acks = 0
 
     def ack(self) -> None:
-        pass
+        self.acks += 1

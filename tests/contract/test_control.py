@@ -242,6 +242,9 @@ async def test_a_cancel_reaches_a_worker_whose_control_queue_was_deleted(
         await asyncio.sleep(0.001)
     await cancel(stranger, "t", replies.name)
     assert await answer_to(replies, "t") == ("REVOKED", None)
+    # What is younger may have been cancelled as well while nobody listened.
+    await stranger.request(request_for("add", 1, 2, task_id="u", reply_to=replies.name))
+    assert [name for name, _ in await replies.until_terminal()] == ["STARTED", "SUCCESS"]
 
 
 # --- the STARTED of a bare call

@@ -31,6 +31,7 @@ __all__ = [
     "delivery_route",
     "encode_ack",
     "encode_cancel",
+    "encode_cancel_ok",
     "encode_nack",
     "return_route",
     "split_delivery",
@@ -412,6 +413,12 @@ def encode_nack(channel: int, tag: int, *, requeue: bool) -> bytes:
 def encode_cancel(channel: int, consumer_tag: str) -> bytes:
     """Return the frame that cancels a consumer and asks for CancelOk."""
     payload = b"\x00\x3c\x00\x1e" + encode_short_string(consumer_tag, "consumer tag") + b"\x00"
+    return _FRAME.pack(_METHOD, channel, len(payload)) + payload + _END_BYTE
+
+
+def encode_cancel_ok(channel: int, consumer_tag: bytes) -> bytes:
+    """Return the frame that answers the broker's own cancel of a consumer."""
+    payload = b"\x00\x3c\x00\x1f" + bytes((len(consumer_tag),)) + consumer_tag
     return _FRAME.pack(_METHOD, channel, len(payload)) + payload + _END_BYTE
 
 

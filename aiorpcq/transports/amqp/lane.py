@@ -25,6 +25,7 @@ from .frames import (
     delivery_route,
     encode_ack,
     encode_cancel,
+    encode_cancel_ok,
     encode_nack,
     return_route,
     split_delivery,
@@ -112,7 +113,8 @@ class Lane:
     """One channel in confirm mode: what is unconfirmed, what is unacknowledged, who consumes.
 
     The unconfirmed are bounded by what callers and workers have under way, the unacknowledged by prefetch.
-    *on_returned* gets routing key and properties of what was returned and nobody waits for.
+    *on_returned* gets routing key and properties of what was returned and nobody waits for. With *answers_cancel* the
+    broker is answered when it cancels a consumer.
     """
 
     __slots__ = (
@@ -125,6 +127,7 @@ class Lane:
         "_on_returned",
         "_unconfirmed",
         "_unsettled",
+        "answers_cancel",
         "channel",
         "close_cause",
         "closed",
@@ -139,6 +142,7 @@ class Lane:
         on_returned: Callable[[str, Properties], None] | None = None,
     ) -> None:
         self.channel = channel
+        self.answers_cancel = False
         self.closed: ConnectionLost | None = None
         self.close_cause = (0, 0)
         self._on_returned = on_returned
@@ -282,6 +286,8 @@ class Lane:
 
     def _end_consumer(self, tag: bytes) -> None:
         """Take note that the broker cancelled a consumer."""
+        if self.answers_cancel:
+            self._connection.write(encode_cancel_ok(self.channel, tag))
         consumer = self._consumers.pop(tag, None)
         if consumer is None:
             return

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from itertools import count
 from typing import Any, Final, TypeVar, cast
 
@@ -189,6 +190,7 @@ class AMQPLink:
         self._lane_channel = channel
         self._lane_prefetch = 0
         self._lane = self._protocol.open_lane(channel.number, self._on_return)
+        self._lane.answers_cancel = _wants_cancel_ok(self._under.server_properties)
         self.publish = self._lane.publish  # directly: this is called for every message
         self._lane_stands = True
         self._set_writable(self._protocol.writable)
@@ -311,6 +313,20 @@ class AMQPLink:
         for waiter in self._writable_waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def _wants_cancel_ok(properties: Mapping[str, Any]) -> bool:
+    """Tell whether the broker keeps a consumer that it has cancelled until that is answered, and does not say so.
+
+    RabbitMQ does from 4.3.0 on, after a consumer timeout: it gives the consumer messages again, once those that it held
+    for too long are settled (seen in 4.3.6). From 4.3.7 on it says so, and aiormq answers. Before 4.3.0 it closes the
+    channel of who answers.
+    """
+    capabilities, version = properties.get("capabilities"), properties.get("version")
+    if isinstance(capabilities, dict) and capabilities.get("accept_consumer_cancel_ok"):
+        return False
+    found = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
+    return properties.get("product") == "RabbitMQ" and found is not None and tuple(map(int, found.groups())) >= (4, 3)
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:
