@@ -21,7 +21,6 @@ __all__ = ["main"]
 
 _DONE: Final = 0
 _REFUSED: Final = 1
-_WRONG_USE: Final = 2  # argparse's own
 _UNREACHABLE: Final = 3
 _INTERRUPTED: Final = 130
 

@@ -41,7 +41,10 @@ async def attempt(
             if session.waits:
                 await router.waitlist.enter(session, session.max_pending, until)
             remaining = None if until is None else max(0.0, until - router.now())
-            value = await perform(replace(options, timeout=remaining, retries=0, require_workers=False))
+            try:
+                value = await perform(replace(options, timeout=remaining, retries=0, require_workers=False))
+            finally:
+                router.waitlist.admit()  # it may have failed before it registered its call, whose end would do this
         except RPCError as error:
             if session.is_closed:
                 raise

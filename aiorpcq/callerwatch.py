@@ -17,6 +17,7 @@ _PROBE_INTERVAL: Final = 10.0
 """Seconds between two looks at a caller's reply queue."""
 
 _LOOKS_PER_GRACE: Final = 4
+_DIRECT: Final = "amq.rabbitmq.reply-to"
 
 
 class CallerWatch:
@@ -53,12 +54,18 @@ class CallerWatch:
 
     def watch(self, execution: Execution) -> None:
         """Watch the caller of *execution* until that ends; a cast has none."""
-        if execution.reply_to is None:
-            return
+        if execution.reply_to is None or execution.reply_to.startswith(_DIRECT):
+            return  # a mandatory message to a direct reply-to comes back whether its caller is there or not (seen)
         self._watched[execution.task_id] = execution
         self._probe(execution)
         if self._timer is None:
             self._timer = self._loop.call_later(self._interval, self._look)
+
+    def unwatch(self, execution: Execution) -> None:
+        """Forget *execution*: it has ended."""
+        if self._watched.get(execution.task_id) is execution:
+            del self._watched[execution.task_id]
+            self._missed.pop(execution.task_id, None)
 
     def on_returned(self, routing_key: str, properties: Properties) -> None:
         """Take note of a state or probe that found no reply queue."""

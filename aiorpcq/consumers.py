@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
-from .errors import ConnectionLost, RPCError
+from .errors import RPCError
 from .transports.base import Link, Subscription
 
 __all__ = ["Consumers"]
 
 logger = logging.getLogger("aiorpcq.worker")
 
-WATCH_INTERVAL: Final = 30.0
+_WATCH_INTERVAL: Final = 30.0
 """Seconds between two looks of the watchdog."""
 
 _PAUSE_BASE: Final = 0.05
 _PAUSE_LIMIT: Final = 5.0
+_DOUBLINGS: Final = 10
 
 Declare = Callable[[Link, str], Awaitable[None]]
 """Declares what a service needs."""
@@ -43,12 +45,12 @@ class Consumers:
         self._declare = declare
         self._consume = consume
         self._queue_of = queue_of
-        self._interval = WATCH_INTERVAL
+        self._interval = _WATCH_INTERVAL
         self._link: Link | None = None
         self._subscriptions: dict[str, Subscription] = {}
         self._restoring: dict[str, asyncio.Task[None]] = {}
         self._watchdog: asyncio.Task[None] | None = None
-        self._stopped = False
+        self._stopping = asyncio.Event()
         self.restored = 0
 
     @property
@@ -65,8 +67,11 @@ class Consumers:
         self._link = link
         self._subscriptions.clear()
         for service in self._services:
-            await self._begin(link, service)
-        if self._watchdog is None and not self._stopped:
+            await self._declare(link, service)
+        for service in self._services:  # where one cannot be declared nothing is run of another
+            if not await self._begin(link, service):
+                self._restore(service)
+        if self._watchdog is None and not self._stopping.is_set():
             self._watchdog = asyncio.get_running_loop().create_task(self._watch(), name="aiorpcq consumer watchdog")
 
     def lose(self) -> None:
@@ -77,8 +82,12 @@ class Consumers:
             task.cancel()
 
     async def stop(self) -> None:
-        """Cancel every consumer; nothing is made again from here on."""
-        await self._end_tasks()
+        """Cancel every consumer; nothing is made again from here on.
+
+        One that is being made is cancelled when it stands: what is interrupted half-way would go on delivering.
+        """
+        self._stopping.set()
+        await asyncio.gather(*self._restoring.values(), return_exceptions=True)
         for subscription in list(self._subscriptions.values()):
             await subscription.cancel()
         self._subscriptions.clear()
@@ -88,7 +97,7 @@ class Consumers:
         await self._end_tasks()
 
     async def _end_tasks(self) -> None:
-        self._stopped = True
+        self._stopping.set()
         tasks = [*self._restoring.values()]
         if self._watchdog is not None:
             tasks.append(self._watchdog)
@@ -113,39 +122,50 @@ class Consumers:
                 self._subscriptions.pop(service, None)
                 self._restore(service)
 
-    async def _begin(self, link: Link, service: str) -> None:
+    async def _begin(self, link: Link, service: str) -> bool:
+        """Consume; return False where the broker ended the consumer at once."""
+        ended = False
+        subscription: Subscription | None = None
+
         def on_cancelled(error: RPCError) -> None:
-            if self._link is link and self._subscriptions.get(service) in (subscription, None):
-                self._subscriptions.pop(service, None)
-                logger.warning("the consumer of service %r was ended: %s", service, error)
+            nonlocal ended
+            ended = True
+            logger.warning("the consumer of service %r was ended: %s", service, error)
+            if subscription is not None and self._subscriptions.get(service) is subscription:
+                del self._subscriptions[service]
                 self._restore(service)
 
-        subscription: Subscription | None = None
-        await self._declare(link, service)
         subscription = await self._consume(link, service, on_cancelled)
-        if self._link is link:
+        if ended:
+            return False
+        if self._stopping.is_set() or self._link is not link:
+            await subscription.cancel()
+        else:
             self._subscriptions[service] = subscription
+        return True
 
     def _restore(self, service: str) -> None:
-        if not self._stopped and service not in self._restoring:
+        restoring = self._restoring.get(service)
+        if not self._stopping.is_set() and (restoring is None or restoring.done()):
             task = asyncio.get_running_loop().create_task(self._try(service), name=f"aiorpcq consume {service}")
             self._restoring[service] = task
-            task.add_done_callback(lambda _: self._restoring.pop(service, None))
 
     async def _try(self, service: str) -> None:
+        """Consume again until that succeeds, the link is lost, which brings the next try, or the worker stops."""
         link, failures = self._link, 0
-        while link is not None and link is self._link and not link.lost.done():
+        while link is not None and link is self._link and not link.lost.done() and not self._stopping.is_set():
             try:
-                await self._begin(link, service)
-            except ConnectionLost:
-                return  # the next link brings the next try
+                await self._declare(link, service)
+                if await self._begin(link, service):
+                    self.restored += 1
+                    return
             except RPCError as error:
                 logger.warning("cannot consume for service %r: %s", service, error)
-                await asyncio.sleep(min(_PAUSE_LIMIT, _PAUSE_BASE * 2**failures))
-                failures = min(failures + 1, 10)
-            else:
-                self.restored += 1
-                return
+            if not link.lost.done():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(_PAUSE_LIMIT, _PAUSE_BASE * 2**failures)):
+                        await self._stopping.wait()
+            failures = min(failures + 1, _DOUBLINGS)
 
     async def _watch(self) -> None:
         while True:

@@ -35,7 +35,7 @@ class Context:
         task_id: id of the task.
         method: name of the method.
         attempt: 1 for the first run of the request.
-        redelivered: whether the broker delivered the request before, to this worker or another.
+        redelivered: whether a run of the request was lost before, with its worker or the connection of that.
         parent_id: task id of the call in whose method this call was made, or None.
         root_id: task id at the root of that chain; the task's own id where it has no parent.
         metadata: what the caller gave as `metadata`; never None.

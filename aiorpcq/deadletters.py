@@ -188,6 +188,8 @@ class DeadLetters:
             ConnectFailed, ConnectionLost: as `list`.
         """
         seconds = check_timeout(timeout)
+        if seconds == 0:
+            raise ValueError("timeout: 0 would have the request expire at once")
         async with self._finding(letter_id) as (link, delivery, _):
             self._check_size(delivery)
             publication = exhume(

@@ -30,11 +30,11 @@ from .methodthreads import MethodThreads
 from .places import Places, RunOptions
 from .protocol.control import Cancel
 from .protocol.deliveries import Suspects
-from .protocol.executions import Execution, ExecutionPhase, ExecutionTable, Verdict
+from .protocol.executions import EndedAttempt, Execution, ExecutionPhase, ExecutionTable, Verdict
 from .protocol.failures import text_of
 from .protocol.messages import Request
 from .protocol.retries import run_delay
-from .publisher import ResultPublisher
+from .publisher import ExecutionStates, ResultPublisher
 from .republisher import Republisher
 from .retry import Busy
 from .states import RECEIVED, RETRY, STARTED
@@ -45,6 +45,10 @@ logger = logging.getLogger("aiorpcq.worker")
 
 _POSTPONEMENT: Final = 0.5
 """Seconds that a request waits in the broker while another runs that it may not run beside."""
+
+_ALONE_PAUSE: Final = 0.1
+"""Seconds before a request runs that may not run beside others that have lost a run: those that came with it are on
+their way back meanwhile. What is still in the worker's hands when it dies is taken for one more lost run."""
 
 _OWN_PACKAGES: Final = frozenset({__name__.partition(".")[0], "anyio", "asyncio"})
 """Whose frames at the top of a traceback tell the caller nothing."""
@@ -75,7 +79,6 @@ class Executor:
         self._republisher = republisher
         self._codecs = codecs
         self._loop = loop
-        self._options = options
         self._delivery = options.delivery
         self.callers = CallerWatch(options.worker_id, loop, options.caller_gone_grace, self.stop)
         self._threads = MethodThreads(options.threads, loop)
@@ -87,6 +90,11 @@ class Executor:
         self.tasks: set[asyncio.Task[None]] = set()
         self.draining = False
         self.started = self.expired = self.revoked = 0
+
+    @property
+    def threads_run(self) -> bool:
+        """Whether methods run in threads, those included that are answered already."""
+        return self._threads.running > 0
 
     def drain(self, places: Iterable[Places]) -> None:
         """Begin nothing more.
@@ -156,12 +164,16 @@ class Executor:
         if execution.losses:
             if not self._suspects.admits(execution.losses):
                 self._table.abandon(execution)
-                self._republisher.postpone(places.service, execution, _POSTPONEMENT)
+                full = Overloaded("the request cannot wait for others that lost a run", maybe_executed=True)
+                refused = partial(self._publisher.reject, execution, full)
+                self._republisher.postpone(places.service, execution, _POSTPONEMENT, refused)
                 return
-            self._suspects.start(execution.losses)
+            run = self._execute_alone if self._suspects.start(execution.losses) else self._execute
+        else:
+            run = self._execute
         places.free -= 1
         self.started += 1
-        task = execution.task = self._loop.create_task(self._execute(places, execution, method))
+        task = execution.task = self._loop.create_task(run(places, execution, method))
         if not task.done():  # where the loop's tasks start eagerly it may have ended already
             self.tasks.add(task)
 
@@ -180,6 +192,11 @@ class Executor:
             self._table.abandon(execution)
             execution.delivery.nack(requeue=False)
 
+    async def _execute_alone(self, places: Places, execution: Execution, method: Method) -> None:
+        """Let go first what was delivered beside a request that may end this process as soon as it runs."""
+        await asyncio.sleep(_ALONE_PAUSE)
+        await self._execute(places, execution, method)
+
     async def _execute(self, places: Places, execution: Execution, method: Method) -> None:
         """Run the method and publish what came of it; nothing it raises passes."""
         publisher = self._publisher
@@ -194,7 +211,7 @@ class Executor:
                 publisher.announce(execution, RECEIVED, None)
             elif places.older_than is not None or request.history is not None or execution.delivery.redelivered:
                 self._announce_to_late(places, execution)
-            if method.options.on_caller_gone == "cancel":
+            if method.watches_caller:
                 self.callers.watch(execution)
             if (method.delivery or self._delivery) == "at_most_once":
                 execution.acknowledged = True
@@ -222,6 +239,8 @@ class Executor:
         else:
             publisher.succeed(execution, value)
         finally:
+            if method.watches_caller:
+                self.callers.unwatch(execution)
             self._end(places, execution)
 
     def _fail(self, places: Places, execution: Execution, method: Method, error: BaseException) -> None:
@@ -248,8 +267,10 @@ class Executor:
         if execution.request.states:
             state = {"reason": text_of(error), "delay": delay, "attempt": execution.attempt}
             self._publisher.announce(execution, RETRY, state)
-        self._table.abandon(execution)
-        self._republisher.retry(places.service, execution, delay)
+        ended = self._table.retry(execution, self._loop.time())
+        refused = partial(self._publisher.reject, execution, _without_own_frames(error), raised=True)
+        then = partial(_retried, execution, ended)
+        self._republisher.retry(places.service, execution, delay, then=then, refused=refused)
 
     def _remaining(self, execution: Execution) -> float | None:
         """Return the seconds that the caller's own deadline leaves."""
@@ -283,7 +304,7 @@ class Executor:
     def _context(self, execution: Execution) -> Context:
         request: Request = execution.request
         return Context(
-            _ExecutionStates(self._publisher, execution, self._loop),
+            ExecutionStates(self._publisher, execution, self._loop),
             task_id=request.task_id,
             method=request.method,
             attempt=execution.attempt,
@@ -303,22 +324,25 @@ class Executor:
             self.announce_started(execution)
 
     def _end_stopped(self, places: Places, execution: Execution, method: Method) -> None:
-        """End a run that the drain has cancelled; one that had begun goes back as a lost run."""
+        """End a run that the drain has cancelled; one that had begun goes back as its next attempt.
+
+        That is no lost run: the worker did not die of it.
+        """
         if not execution.begun:
             self.hand_back(places, execution)
         elif execution.acknowledged or (method.delivery or self._delivery) != "at_least_once":
             self._publisher.refuse(execution, WorkerLost("the worker stopped before the run ended"))
         else:
-            # Published again with the loss in it: from 4.0 on a quorum queue does not count what is nacked (seen).
-            self._table.abandon(execution)
-            execution.losses += 1
             execution.attempt += 1
-            self._republisher.count(places.service, execution)
+            self.hand_back(places, execution)
 
     def hand_back(self, places: Places, execution: Execution) -> None:
-        """Give back a request that was not begun, and whose lost runs are counted."""
+        """Give back a request that was not begun, or is to begin again, and whose lost runs are counted."""
         self._table.abandon(execution)
-        self._republisher.hand_back(places.service, execution)
+        full = Overloaded("the worker stops, and the queue does not take the request back")
+        full.maybe_executed = execution.attempt > 1 or execution.losses > 0
+        refused = partial(self._publisher.reject, execution, full)
+        self._republisher.hand_back(places.service, execution, refused)
 
     def _schedule(self, now: float) -> None:
         """Have the timer fire when something expires next."""
@@ -350,25 +374,9 @@ class _Refused(RPCError):
         self.error = error
 
 
-class _ExecutionStates:
-    """The context's way to the publisher."""
-
-    __slots__ = ("_execution", "_loop", "_publisher")
-
-    def __init__(self, publisher: ResultPublisher, execution: Execution, loop: asyncio.AbstractEventLoop) -> None:
-        self._publisher = publisher
-        self._execution = execution
-        self._loop = loop
-
-    async def update(self, name: str, value: Any) -> None:
-        await self._publisher.update(self._execution, name, value)
-
-    def remaining(self) -> float | None:
-        deadline = self._execution.deadline
-        return None if deadline is None else max(0.0, deadline - self._loop.time())
-
-    def is_stopped(self) -> bool:
-        return self._execution.phase is not _RUNNING
+def _retried(execution: Execution, ended: EndedAttempt) -> None:
+    ended.is_out = True
+    execution.delivery.ack()
 
 
 def _stopped(*, begun: bool) -> DeadlineExceeded:

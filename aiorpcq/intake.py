@@ -12,6 +12,7 @@ from .deadline import run_deadline
 from .errors import (
     DeadlineExceeded,
     MethodNotFound,
+    Overloaded,
     PayloadTooLarge,
     Poisoned,
     Rejected,
@@ -23,7 +24,7 @@ from .executor import Executor
 from .method import Method
 from .places import Places, RunOptions
 from .protocol.deliveries import Decision, decide
-from .protocol.executions import Execution, ExecutionPhase, ExecutionTable, Verdict
+from .protocol.executions import Execution, ExecutionTable, Verdict
 from .protocol.messages import Request
 from .protocol.wire import MalformedMessage, VersionRefused, decode_request, delivery_count
 from .publisher import ResultPublisher
@@ -64,7 +65,7 @@ class Intake:
         try:
             request = decode_request(delivery.properties, delivery.body)
         except MalformedMessage as error:
-            self._refuse_malformed(delivery, error)
+            self._refuse_malformed(places, delivery, error)
             return
         method = places.methods.get(request.method)
         loop = self._loop
@@ -74,9 +75,9 @@ class Intake:
             deadline = now + method.timeout if deadline is None else min(deadline, now + method.timeout)
         verdict, execution = self._table.begin(request, delivery, deadline, now)
         if verdict is not _RUN:
-            self._on_known(verdict, execution, delivery)
+            self._on_known(places, verdict, execution, delivery)
             return
-        if self._executor.draining:
+        if self._executor.draining and not delivery.oversize:  # of that there is no body to give back
             self._give_back(places, execution, method)
             return
         if method is None or delivery.oversize or (deadline is not None and deadline <= now):
@@ -124,19 +125,40 @@ class Intake:
             self._publisher.refuse(execution, WorkerLost("the worker that had the request was lost"))
         elif decision is Decision.COUNT:
             self._table.abandon(execution)
-            self._republisher.count(places.service, execution)
+            full = Overloaded("a run was lost, and the queue does not take the request again", maybe_executed=True)
+            refused = partial(self._publisher.reject, execution, full)
+            self._republisher.count(places.service, execution, refused)
         else:
             self._bury(places, execution, f"{execution.losses} runs were lost with their workers, the limit is {most}")
         return False
 
     def _bury(self, places: Places, execution: Execution, reason: str) -> None:
-        execution.phase = ExecutionPhase.STOPPING
+        self._table.detain(execution)
         answer = partial(self._publisher.refuse, execution, Poisoned(reason))
         # Where the link is lost the broker delivers the request again, and it must not be taken for one that runs.
         abandon = partial(self._table.abandon, execution)
         self._republisher.bury(places.service, execution, reason, then=answer, otherwise=abandon)
 
-    def _on_known(self, verdict: Verdict, execution: Execution, delivery: Delivery) -> None:
+    def _repeat_retry(self, places: Places, execution: Execution) -> None:
+        """Take in a request whose run here has ended with another attempt to be made.
+
+        Where that is known to be at the broker, this is a copy too many; else the request is published once more.
+        """
+        ended = self._table.retries[execution.key]
+        if ended.is_out:
+            execution.delivery.ack()
+            return
+        execution.attempt = ended.attempt
+        full = Overloaded("the method is to run again, and the queue does not take the request", maybe_executed=True)
+        self._republisher.retry(
+            places.service,
+            execution,
+            0.0,
+            then=execution.delivery.ack,
+            refused=partial(self._publisher.reject, execution, full),
+        )
+
+    def _on_known(self, places: Places, verdict: Verdict, execution: Execution, delivery: Delivery) -> None:
         """Handle a request that is running or has ended here already."""
         if verdict is Verdict.ANSWERED:
             self._publisher.answer_again(execution)
@@ -147,13 +169,15 @@ class Intake:
                 delivery.ack()
             # Between two connections a worker hears no cancel; this has the caller say it again.
             self._executor.announce_started(execution)
+        elif verdict is Verdict.SUPERSEDED:
+            self._repeat_retry(places, execution)
         elif verdict is Verdict.REVOKED:
             self._executor.revoked += 1
             self._publisher.revoke(execution)
         else:
             self._publisher.reject(execution, Rejected("another caller's task of the same id runs here"))
 
-    def _refuse_malformed(self, delivery: Delivery, error: MalformedMessage) -> None:
+    def _refuse_malformed(self, places: Places, delivery: Delivery, error: MalformedMessage) -> None:
         """Answer what can be answered, and have the rest dead-lettered: to its caller, where it has a CC header."""
         self.rejected += 1
         properties = delivery.properties
@@ -163,7 +187,7 @@ class Intake:
             if verdict is Verdict.RUN:
                 self._publisher.refuse(execution, UnsupportedVersion(str(error)))
             else:
-                self._on_known(verdict, execution, delivery)
+                self._on_known(places, verdict, execution, delivery)
             return
         if self.rejected == 1:
             logger.warning("a message on a service queue is no request (later ones are only counted): %s", error)

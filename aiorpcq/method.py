@@ -73,6 +73,7 @@ class Method:
         "name",
         "options",
         "timeout",
+        "watches_caller",
     )
 
     def __init__(self, name: str, function: Callable[..., Any], options: MethodOptions | None = None) -> None:
@@ -81,6 +82,7 @@ class Method:
         self.options = options or MethodOptions()
         self.timeout = self.options.timeout
         self.delivery = self.options.delivery
+        self.watches_caller = self.options.on_caller_gone == "cancel"
         self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004  # an object with an async __call__
         )

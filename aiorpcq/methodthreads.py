@@ -24,6 +24,11 @@ class MethodThreads:
         self._loop = loop
         self._places: dict[object, _Place] = {}
 
+    @property
+    def running(self) -> int:
+        """How many threads run, those included whose run was answered already."""
+        return self._limiter.borrowed_tokens
+
     async def run(
         self,
         run: object,

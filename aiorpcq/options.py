@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -65,7 +66,17 @@ class CallOptions:
             raise ValueError(f"metadata: a {type(self.metadata).__name__} is not a mapping")
         if self.metadata is not None:
             check_metadata(self.metadata)
-        if self.task_id is not None and not (
-            isinstance(self.task_id, str) and 0 < len(self.task_id.encode()) <= _TASK_ID_LIMIT
-        ):
+            # What is changed in it later was not checked, and RabbitMQ closes the connection over some of it.
+            object.__setattr__(self, "metadata", deepcopy(dict(self.metadata)))
+        for flag in ("persistent", "idempotent", "cancel_task", "require_workers"):
+            if not isinstance(getattr(self, flag), bool):
+                raise ValueError(f"{flag}: {getattr(self, flag)!r:.100} is neither True nor False")
+        if self.task_id is not None and not _is_task_id(self.task_id):
             raise ValueError(f"task_id: {self.task_id!r:.100} is not text of 1 to {_TASK_ID_LIMIT} bytes")
+
+
+def _is_task_id(value: object) -> bool:
+    try:
+        return isinstance(value, str) and 0 < len(value.encode()) <= _TASK_ID_LIMIT
+    except UnicodeEncodeError:
+        return False

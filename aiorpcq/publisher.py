@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from .codec import Codecs, JsonCodec
 from .errors import CodecError, PayloadTooLarge, RemoteError, RPCError
@@ -22,7 +22,7 @@ from .protocol.wire import encode_state
 from .states import FAILURE, REVOKED, SUCCESS
 from .transports.base import Link
 
-__all__ = ["PublisherStatistics", "ResultPublisher"]
+__all__ = ["ExecutionStates", "PublisherStatistics", "ResultPublisher"]
 
 logger = logging.getLogger("aiorpcq.worker")
 
@@ -87,13 +87,14 @@ class ResultPublisher:
         self._settled_callback = self._settled  # bound once: one is handed over with every terminal state
         self.link: Link | None = None
         self._unconfirmed: dict[Publication, Execution] = {}
+        self._rejecting = 0
         self._succeeded = self._failed = self._updates = 0
         self._returned = self._refused = self._lost = self._moved = self._resent = 0
 
     @property
     def unconfirmed(self) -> int:
         """Terminal states that wait for their confirm."""
-        return len(self._unconfirmed)
+        return len(self._unconfirmed) + self._rejecting
 
     def statistics(self) -> PublisherStatistics:
         """Return a snapshot of the counters."""
@@ -106,7 +107,7 @@ class ResultPublisher:
             self._lost,
             self._moved,
             self._resent,
-            len(self._unconfirmed),
+            self.unconfirmed,
         )
 
     async def update(self, execution: Execution, name: str, value: Any) -> None:
@@ -146,12 +147,7 @@ class ResultPublisher:
     def fail(self, execution: Execution, exception: BaseException) -> None:
         """Publish FAILURE: the method raised *exception*."""
         if execution.phase is ExecutionPhase.RUNNING:
-            try:
-                description = describe_exception(exception, self._can_encode)
-            except BaseException:  # whatever the exception's own class does when it is looked at
-                logger.warning("method %s raised what cannot be described", execution.request.method)
-                description = describe_error(RemoteError("the method raised what cannot be described"))
-            self._fail(execution, description)
+            self._fail(execution, self._describe(execution, exception))
 
     def refuse(self, execution: Execution, error: RPCError) -> None:
         """Publish FAILURE: *error* is the library's own.
@@ -176,21 +172,32 @@ class ResultPublisher:
             self._resent += 1
             self._send(link, encode_state(terminal, reply_to))
 
-    def reject(self, execution: Execution, error: RPCError) -> None:
-        """Publish FAILURE for a request that has no part in the table, and acknowledge it once that is confirmed."""
+    def reject(self, execution: Execution, error: BaseException, *, raised: bool = False) -> None:
+        """Publish FAILURE for a request that has no part in the table, and acknowledge it once that is confirmed.
+
+        *error* is the library's own, or what the method *raised*.
+        """
         self._failed += 1
         link, delivery = self.link, execution.delivery
-        if link is None or execution.reply_to is None:
+        if link is None:
+            return  # the broker delivers it again
+        description = self._describe(execution, error) if raised else describe_error(cast(RPCError, error))
+        if execution.reply_to is None:
+            self._log_cast(execution, description)
             delivery.ack()
             return
-        body = self._encode_failure(describe_error(error))
+        body = self._encode_failure(description)
         message = StateMessage(execution.task_id, FAILURE, *body, attempt=execution.attempt)
 
         def settled(_: Publication, outcome: Outcome) -> None:
+            self._rejecting -= 1
             if outcome is not Outcome.LOST:
                 delivery.ack()
+            if not self.unconfirmed:
+                self._on_idle()
 
         link.publish(encode_state(message, execution.reply_to, settled))
+        self._rejecting += 1
 
     def answer_again(self, execution: Execution) -> None:
         """Publish the cached terminal state of an attempt that was delivered again."""
@@ -214,10 +221,20 @@ class ResultPublisher:
     def _fail(self, execution: Execution, description: dict[str, Any], *, kept: bool = True) -> None:
         self._failed += 1
         if execution.reply_to is None:
-            # Nobody is told, so somebody should be able to find it.
-            kind, text = description.get("type", description["error"]), description["message"]
-            logger.warning("method %s failed in a cast: %s: %.200s", execution.request.method, kind, text)
+            self._log_cast(execution, description)
         self._answer(execution, FAILURE, *self._encode_failure(description), kept=kept)
+
+    def _describe(self, execution: Execution, exception: BaseException) -> dict[str, Any]:
+        try:
+            return describe_exception(exception, self._can_encode)
+        except BaseException:  # whatever the exception's own class does when it is looked at
+            logger.warning("method %s raised what cannot be described", execution.request.method)
+            return describe_error(RemoteError("the method raised what cannot be described"))
+
+    def _log_cast(self, execution: Execution, description: dict[str, Any]) -> None:
+        """Log a failure of which nobody is told, so that somebody can find it."""
+        kind, text = description.get("type", description["error"]), description["message"]
+        logger.warning("method %s failed in a cast: %s: %.200s", execution.request.method, kind, text)
 
     def _encode_failure(self, description: dict[str, Any]) -> tuple[bytes, str, str | None]:
         """Return *description* as it can be sent: whole, or what is essential, or that in JSON, which always can be."""
@@ -329,3 +346,24 @@ class ResultPublisher:
         except RPCError:
             return False
         return True
+
+
+class ExecutionStates:
+    """A context's way to the publisher."""
+
+    __slots__ = ("_execution", "_loop", "_publisher")
+
+    def __init__(self, publisher: ResultPublisher, execution: Execution, loop: asyncio.AbstractEventLoop) -> None:
+        self._publisher = publisher
+        self._execution = execution
+        self._loop = loop
+
+    async def update(self, name: str, value: Any) -> None:
+        await self._publisher.update(self._execution, name, value)
+
+    def remaining(self) -> float | None:
+        deadline = self._execution.deadline
+        return None if deadline is None else max(0.0, deadline - self._loop.time())
+
+    def is_stopped(self) -> bool:
+        return self._execution.phase is not _RUNNING

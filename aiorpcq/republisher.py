@@ -13,8 +13,9 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from .errors import ConnectionLost, RPCError
+from .errors import RPCError
 from .protocol.deadletters import bury
 from .protocol.executions import Execution
 from .protocol.messages import History, Outcome, Publication
@@ -39,7 +40,7 @@ class RepublisherStatistics:
         counted: requests that went back with one more lost run.
         retried: requests that went to a delay queue because their method raised.
         buried: requests that became dead letters.
-        failed: requests that could not be published again; the broker delivers them again.
+        failed: requests that could not be published again; their callers were told.
     """
 
     handed_back: int
@@ -53,13 +54,20 @@ class Republisher:
     """The way back of requests.
 
     *pending* counts those that wait for their confirm, bounded by the prefetch of the worker's consumers; *on_idle* is
-    called when there are none any more.
+    called when there are none any more. *entities_of* gives what a service stands on, to be declared again where it was
+    deleted.
     """
 
     def __init__(
-        self, names: Names, worker_id: str, loop: asyncio.AbstractEventLoop, on_idle: Callable[[], None]
+        self,
+        names: Names,
+        worker_id: str,
+        loop: asyncio.AbstractEventLoop,
+        on_idle: Callable[[], None],
+        entities_of: Callable[[str], Sequence[Exchange | Queue | Binding]],
     ) -> None:
         self._names = names
+        self._entities_of = entities_of
         self._worker_id = worker_id
         self._loop = loop
         self._on_idle = on_idle
@@ -83,28 +91,42 @@ class Republisher:
         """Return a snapshot of the counters."""
         return RepublisherStatistics(self._handed_back, self._counted, self._retried, self._buried, self._failed)
 
-    def hand_back(self, service: str, execution: Execution) -> None:
-        """Publish a request that was not begun, as it came."""
-        self._handed_back += 1
-        self._publish(service, execution, execution.attempt)
+    def hand_back(self, service: str, execution: Execution, refused: Callable[[], None]) -> None:
+        """Publish a request as it is, from a worker that takes no more.
 
-    def postpone(self, service: str, execution: Execution, delay: float) -> None:
+        *refused* is called where its queue is full. Where it cannot be published for another reason the broker takes
+        the delivery back, and flags it.
+        """
+        self._handed_back += 1
+        back = partial(execution.delivery.nack, requeue=True)
+        publication = self._request(service, execution, execution.attempt)
+        self._send(_Return(execution, publication, self._entities_of(service), refused, failed=back))
+
+    def postpone(self, service: str, execution: Execution, delay: float, refused: Callable[[], None]) -> None:
         """Publish a request that was not begun, to come again after *delay* seconds."""
         self._handed_back += 1
-        self._publish_delayed(service, execution, execution.attempt, delay)
+        self._publish_delayed(service, execution, execution.attempt, delay, refused)
 
-    def count(self, service: str, execution: Execution) -> None:
+    def count(self, service: str, execution: Execution, refused: Callable[[], None]) -> None:
         """Publish a request whose last run was lost, as its next attempt; *execution* has the loss counted."""
         self._counted += 1
-        self._publish(service, execution, execution.attempt)
+        self._publish(service, execution, execution.attempt, refused)
 
-    def retry(self, service: str, execution: Execution, delay: float) -> None:
-        """Publish a request whose method wants another attempt after *delay* seconds."""
+    def retry(
+        self,
+        service: str,
+        execution: Execution,
+        delay: float,
+        *,
+        then: Callable[[], None],
+        refused: Callable[[], None],
+    ) -> None:
+        """Publish a request whose method wants another attempt after *delay* seconds; *then* acknowledges it."""
         self._retried += 1
         if delay <= 0:
-            self._publish(service, execution, execution.attempt + 1)
+            self._publish(service, execution, execution.attempt + 1, refused, then)
         else:
-            self._publish_delayed(service, execution, execution.attempt + 1, delay)
+            self._publish_delayed(service, execution, execution.attempt + 1, delay, refused, then)
 
     def bury(
         self,
@@ -117,7 +139,8 @@ class Republisher:
     ) -> None:
         """Publish a request to the dead letters of its service.
 
-        *then* answers it, and has it acknowledged; *otherwise* is called where the link is lost before that.
+        *then* answers it, and has it acknowledged, also where the letter cannot be kept; *otherwise* is called where
+        the link is lost before that.
         """
         self._buried += 1
         queue = self._names.dead_queue(service)
@@ -133,7 +156,7 @@ class Republisher:
             worker_id=self._worker_id,
             now=time.time(),
         )
-        self._publish_declared(_Return(execution, letter, (queue,), then, otherwise))
+        self._publish_declared(_Return(execution, letter, (queue,), then, then, otherwise))
 
     async def close(self) -> None:
         """End what still waits for a declaration."""
@@ -163,10 +186,18 @@ class Republisher:
             delayed=step is not None,
         )
 
-    def _publish_delayed(self, service: str, execution: Execution, attempt: int, delay: float) -> None:
+    def _publish_delayed(
+        self,
+        service: str,
+        execution: Execution,
+        attempt: int,
+        delay: float,
+        refused: Callable[[], None],
+        then: Callable[[], None] | None = None,
+    ) -> None:
         step = delay_step(delay)
         publication = self._request(service, execution, attempt, step=step)
-        self._publish_declared(_Return(execution, publication, self._names.delay(step)))
+        self._publish_declared(_Return(execution, publication, self._names.delay(step), refused, then))
 
     def _publish_declared(self, way: _Return) -> None:
         """Publish to what is declared when it is first needed on a connection."""
@@ -187,20 +218,28 @@ class Republisher:
                 await link.declare(*way.entities)
                 if self._link is link:
                     self._declared.add(way.target)
-        except ConnectionLost:
-            way.otherwise()
         except RPCError as error:
-            logger.warning("task %s cannot be held or buried: %s", way.execution.task_id, error)
-            self._give_up(way)
+            if link is None or link.lost.done():
+                way.otherwise()
+            else:
+                logger.warning("task %s cannot be published again: %s", way.execution.task_id, error)
+                self._give_up(way)
         else:
             self._send(way)
         finally:
             self._settle()
 
-    def _publish(self, service: str, execution: Execution, attempt: int) -> None:
-        """Publish to the service's queue, which is there: the request came from it. Its binding may have gone."""
+    def _publish(
+        self,
+        service: str,
+        execution: Execution,
+        attempt: int,
+        refused: Callable[[], None],
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """Publish to the service's queue, which was there: the request came from it. It may be gone since."""
         publication = self._request(service, execution, attempt)
-        self._send(_Return(execution, publication, (self._names.binding(service),)))
+        self._send(_Return(execution, publication, self._entities_of(service), refused, then))
 
     def _send(self, way: _Return) -> None:
         """Publish; once it is confirmed, acknowledge the delivery, or let `then` see to that."""
@@ -209,12 +248,16 @@ class Republisher:
             if outcome is Outcome.CONFIRMED:
                 way.then()
             elif outcome is Outcome.LOST:
+                self._declared.discard(way.target)  # the channel may have been closed because it is gone
                 way.otherwise()
             elif outcome is Outcome.RETURNED and not way.repeated:
                 # What it went to was deleted behind us.
                 self._declared.discard(way.target)
                 way.repeated = True
                 self._publish_declared(way)
+            elif outcome is Outcome.REFUSED:
+                self._failed += 1
+                way.refused()
             else:
                 self._give_up(way)
             self._settle()
@@ -233,12 +276,9 @@ class Republisher:
             self.pending += 1
 
     def _give_up(self, way: _Return) -> None:
-        """Have the broker deliver the request again, or let the caller know of the dead letter that cannot be kept."""
+        """Do without: what it is to go to cannot be declared. To have it delivered here again would be for ever."""
         self._failed += 1
-        if way.is_dead:
-            way.then()
-        else:
-            way.execution.delivery.nack(requeue=True)
+        way.failed()
 
     def _settle(self) -> None:
         self.pending -= 1
@@ -249,24 +289,28 @@ class Republisher:
 class _Return:
     """A request on its way back, *publication*, to what *entities* declare.
 
-    *then* is called once it is confirmed, by default to acknowledge the delivery; *otherwise* where the link is lost
-    before that: the broker delivers the request again.
+    *then* is called once it is confirmed, by default to acknowledge the delivery; *refused* where its queue is full;
+    *failed* where it cannot be published, by default the same; *otherwise* where the link is lost before that: the
+    broker delivers the request again.
     """
 
-    __slots__ = ("entities", "execution", "is_dead", "otherwise", "publication", "repeated", "then")
+    __slots__ = ("entities", "execution", "failed", "otherwise", "publication", "refused", "repeated", "then")
 
     def __init__(
         self,
         execution: Execution,
         publication: Publication,
         entities: Sequence[Exchange | Queue | Binding],
+        refused: Callable[[], None],
         then: Callable[[], None] | None = None,
         otherwise: Callable[[], None] | None = None,
+        failed: Callable[[], None] | None = None,
     ) -> None:
         self.execution = execution
         self.publication = publication
         self.entities = entities
-        self.is_dead = then is not None
+        self.refused = refused
+        self.failed = failed or refused
         self.then = then or execution.delivery.ack
         self.otherwise = otherwise or _wait
         self.repeated = False

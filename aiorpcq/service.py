@@ -74,7 +74,9 @@ class Service:
         if overflow is not None:
             if overflow not in ("drop-head", "reject-publish"):
                 raise ValueError(f"overflow: {overflow!r} is neither drop-head nor reject-publish")
-            self.queue_arguments["x-overflow"] = overflow
+            # What a delay queue gives back to a full queue is refused too; without -dlx it would be lost in silence.
+            is_returned = overflow == "reject-publish" and queue_type == "classic"
+            self.queue_arguments["x-overflow"] = "reject-publish-dlx" if is_returned else overflow
         if message_ttl is not None:
             self.queue_arguments["x-message-ttl"] = int((check_timeout(message_ttl, "message_ttl") or 0) * 1000)
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from .codec import Codecs
 from .consumers import Consumers
@@ -19,7 +19,7 @@ from .intake import Intake
 from .places import Places, RunOptions
 from .protocol.control import Question
 from .protocol.executions import ExecutionTable
-from .protocol.topology import Names
+from .protocol.topology import Binding, Exchange, Names, Queue
 from .publisher import PublisherStatistics, ResultPublisher
 from .republisher import Republisher, RepublisherStatistics
 from .service import Service
@@ -29,6 +29,9 @@ from .transports.supervisor import Supervisor
 __all__ = ["Serving", "WorkerStatistics"]
 
 logger = logging.getLogger("aiorpcq.worker")
+
+_LISTEN_PAUSE: Final = 1.0
+"""Seconds before the next try to consume from the control queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +101,13 @@ class Serving:
         self._services = services
         self._names = names
         self._concurrency = options.concurrency
+        self._delivery = options.delivery
+        self._control: tuple[Exchange | Queue | Binding, ...] = ()  # of the present link
         self._tasks: set[asyncio.Task[None]] = set()  # those that bring the control consumer back
         self.table = table
         self.confirmed = asyncio.Event()
         self.publisher = ResultPublisher(table, codecs, options.max_size, worker_id, loop, self.confirmed.set)
-        self.republisher = Republisher(names, worker_id, loop, self.confirmed.set)
+        self.republisher = Republisher(names, worker_id, loop, self.confirmed.set, self._entities_of)
         self.executor = Executor(table, self.publisher, self.republisher, codecs, loop, options)
         self.intake = Intake(table, self.publisher, self.republisher, self.executor, loop, options)
         self.controller = Controller(table, self.executor, self.publisher, worker_id, loop, self._describe)
@@ -149,7 +154,6 @@ class Serving:
         await self._listen(link, generation)
         heard_from = time.time()
         for name, places in self.places.items():
-            await self._declare(link, name)
             status = await link.inspect(names.service_queue(name).name)
             # What waits there by now may have been cancelled before this worker could hear of it.
             places.older_than = heard_from if status is not None and status.messages else None
@@ -160,7 +164,8 @@ class Serving:
         names = self._names
         queue = names.control_queue(self._worker_id, generation)
         bindings = names.control_bindings(self._worker_id, generation, self._services)
-        await link.declare(names.requests, names.control, queue, *bindings)
+        self._control = names.control, queue, *bindings
+        await link.declare(names.requests, *self._control)
 
         def on_cancelled(error: RPCError) -> None:
             listening = asyncio.get_running_loop().create_task(consume(), name="aiorpcq control consumer")
@@ -168,21 +173,28 @@ class Serving:
             listening.add_done_callback(self._tasks.discard)
 
         async def consume() -> None:
-            try:
-                await link.declare(queue, *bindings)
-                await link.consume(queue.name, self.controller.on_delivery, no_ack=True, on_cancelled=on_cancelled)
+            while not link.lost.done():
+                try:
+                    await link.declare(*self._control)
+                    await link.consume(queue.name, self.controller.on_delivery, no_ack=True, on_cancelled=on_cancelled)
+                except RPCError as error:
+                    logger.warning("cannot listen for control messages: %s", error)
+                    await asyncio.sleep(_LISTEN_PAUSE)
+                    continue
                 for places in self.places.values():
                     places.older_than = time.time()  # what was said while nobody listened is lost
-            except RPCError as error:
-                if self.supervisor.link is link:
-                    self.supervisor.reset(error)
+                return
 
         await link.consume(queue.name, self.controller.on_delivery, no_ack=True, on_cancelled=on_cancelled)
 
-    async def _declare(self, link: Link, name: str) -> None:
+    def _entities_of(self, name: str) -> tuple[Exchange, Queue, Binding]:
         names = self._names
         queue = names.service_queue(name, self._services[name].queue_arguments)
-        await link.declare(names.requests, queue, names.binding(name))
+        return names.requests, queue, names.binding(name)
+
+    async def _declare(self, link: Link, name: str) -> None:
+        # Control too, each time: somebody may have deleted the exchange, and its bindings with it.
+        await link.declare(*self._control, *self._entities_of(name))
 
     async def _consume(self, link: Link, name: str, on_cancelled: Callable[[RPCError], None]) -> Subscription:
         return await link.consume(
@@ -200,7 +212,7 @@ class Serving:
             return {
                 "services": {
                     service.name: {
-                        name: {"delivery": method.delivery, "idempotent": method.options.idempotent}
+                        name: {"delivery": method.delivery or self._delivery, "idempotent": method.options.idempotent}
                         for name, method in service.methods.items()
                     }
                     for service in self._services.values()
@@ -216,6 +228,12 @@ class Serving:
         """Let runs go on: their requests are redelivered, here or elsewhere, and adopted where they still run."""
         self.publisher.link = self.republisher.link = self.executor.callers.link = None
         self.consumers.lose()
+
+    async def wait_confirmed(self) -> None:
+        """Wait until nothing is unconfirmed."""
+        while self.unconfirmed:
+            self.confirmed.clear()
+            await self.confirmed.wait()
 
     async def close(self) -> None:
         """Stop timers and tasks, then close the connection."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 from collections.abc import Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
-from .errors import UsageError
+from .errors import ConnectionLost, UsageError
 from .protocol.control import CancelMode
 from .session import Session
 from .task import Task
 
 __all__ = ["ThreadBridge"]
+
+_LOOK_INTERVAL: Final = 1.0
+"""Seconds after which a thread that waits looks whether the event loop still runs."""
 
 T = TypeVar("T")
 
@@ -73,4 +77,14 @@ class ThreadBridge:
                 if running is self._loop
                 else "the client's event loop is not running"
             )
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        while True:
+            try:
+                return future.result(_LOOK_INTERVAL)
+            except concurrent.futures.TimeoutError:
+                if future.done():  # it is what the call raised
+                    raise
+                if not self._loop.is_running():
+                    future.cancel()
+                    text = "the client's event loop has stopped"
+                    raise ConnectionLost(text, maybe_executed=True) from None

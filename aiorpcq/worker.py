@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
 import signal
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import anyio
 
 from .codec import Codecs
 from .deadline import check_timeout
 from .errors import RPCError, UsageError
-from .executor import Executor
 from .health import Health
 from .limits import DEFAULT_MAX_SIZE, check_integer, check_max_size
 from .method import check_delivery
@@ -125,6 +123,8 @@ class Worker:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain; a second signal ends what still runs at once.
 
+        A plain method that runs in a thread then cannot be stopped, and ends with the process, by that signal.
+
         Raises:
             ConnectFailed: the broker cannot be reached or refuses what is needed.
             TopologyMismatch: a service's queue exists with other arguments.
@@ -138,9 +138,11 @@ class Worker:
                 hurry = asyncio.ensure_future(anext(aiter(signals)))
                 try:
                     await asyncio.wait((closing, hurry), return_when=asyncio.FIRST_COMPLETED)
-                    if self._hurry is not None:
+                    if self._hurry is not None and not closing.done():
                         self._hurry.set()
                     await closing
+                    if self._hurry is not None and self._hurry.is_set() and self._started.executor.threads_run:
+                        _end_process(hurry.result())
                 finally:
                     hurry.cancel()
                     await asyncio.gather(hurry, return_exceptions=True)
@@ -221,37 +223,40 @@ class Worker:
         executor, hurry = parts.executor, asyncio.Event()
         self._hurry = hurry
         executor.drain(parts.places.values())
-        with contextlib.suppress(RPCError, TimeoutError):
-            # A broker that has blocked us does not answer; what it still delivers goes back by itself.
-            async with asyncio.timeout(_CANCEL_TIMEOUT):
-                await parts.consumers.stop()
-        await self._finish_runs(executor, hurry)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_HURRY_TIMEOUT if hurry.is_set() else _CONFIRM_TIMEOUT):
-                while parts.unconfirmed:
-                    parts.confirmed.clear()
-                    await parts.confirmed.wait()
+        # A broker that has blocked us does not answer; what it still delivers goes back by itself.
+        await _within(parts.consumers.stop(), _CANCEL_TIMEOUT, hurry)
+        tasks = set(executor.tasks)
+        if tasks:
+            await _within(asyncio.wait(tasks), self._grace, hurry)
+        running = [task for task in tasks if not task.done()]
+        if running:
+            if not hurry.is_set():
+                logger.warning("%d runs did not end within the grace of %g s", len(running), self._grace)
+            executor.cancel_runs()
+            await _within(asyncio.wait(running), _CONFIRM_TIMEOUT, hurry)
+        await _within(parts.wait_confirmed(), _CONFIRM_TIMEOUT, hurry)
         await parts.close()
 
-    async def _finish_runs(self, executor: Executor, hurry: asyncio.Event) -> None:
-        """Let the runs go on for the grace, or until a second signal, then cancel them."""
-        tasks = set(executor.tasks)
-        if not tasks:
-            return
-        ended = asyncio.ensure_future(asyncio.wait(tasks))
-        hurried = asyncio.ensure_future(hurry.wait())
-        try:
-            await asyncio.wait((ended, hurried), timeout=self._grace, return_when=asyncio.FIRST_COMPLETED)
-            running = [task for task in tasks if not task.done()]
-            if running:
-                if not hurry.is_set():
-                    logger.warning("%d runs did not end within the grace of %g s", len(running), self._grace)
-                executor.cancel_runs()
-                await asyncio.wait(running, timeout=_HURRY_TIMEOUT if hurry.is_set() else _CONFIRM_TIMEOUT)
-        finally:
-            ended.cancel()
-            hurried.cancel()
-            await asyncio.gather(ended, hurried, return_exceptions=True)
+
+def _end_process(number: signal.Signals) -> None:
+    logger.warning("methods still run in threads; the process ends by %s", number.name)
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
+async def _within(step: Coroutine[Any, Any, Any], timeout: float, hurry: asyncio.Event) -> None:
+    """Take a step of the drain within *timeout* seconds; within half a second from when *hurry* is set."""
+    taken, hurried = asyncio.ensure_future(step), asyncio.ensure_future(hurry.wait())
+    try:
+        await asyncio.wait((taken, hurried), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if hurry.is_set():
+            await asyncio.wait((taken,), timeout=min(timeout, _HURRY_TIMEOUT))
+    finally:
+        taken.cancel()
+        hurried.cancel()
+        for result in await asyncio.gather(taken, hurried, return_exceptions=True):
+            if isinstance(result, Exception) and not isinstance(result, RPCError):
+                logger.error("the drain goes on without one of its steps", exc_info=result)
 
 
 def _by_name(services: Iterable[Service]) -> dict[str, Service]:

@@ -123,3 +123,24 @@ async def test_a_run_that_has_ended_is_forgotten() -> None:
         made.table.abandon(made.run("t", "nobody"))
         await eventually(lambda: made.watch._timer is None)
         assert (made.stopped, made.watch._watched, made.watch._missed) == ([], {}, {})
+
+
+async def test_a_run_that_is_unwatched_is_forgotten_at_once_unless_another_has_taken_its_id() -> None:
+    async with bench() as made:
+        first = made.run("t", "nobody")
+        await asyncio.sleep(0.01)
+        made.table.abandon(first)
+        second = made.run("t", "nobody")
+        made.watch.unwatch(first)
+        assert made.watch._watched == {"t": second}
+        made.watch.unwatch(second)
+        made.watch.unwatch(second)
+        assert (made.watch._watched, made.watch._missed) == ({}, {})
+        made.table.abandon(second)
+
+
+async def test_a_direct_reply_queue_is_not_watched() -> None:
+    async with bench() as made:
+        made.run("t", "amq.rabbitmq.reply-to.g1h2AA5yZXBseUAyMDk2N")
+        await asyncio.sleep(2 * GRACE)
+        assert (made.stopped, made.watch._watched) == ([], {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
@@ -20,12 +20,16 @@ NAMES = Names()
 
 
 class Bench:
-    """Consumers of two services on a broker in the process; *refusals* are raised before the next ones."""
+    """Consumers of two services on a broker in the process.
+
+    *refusals* are raised before the next ones; *on_consumed* is called when the broker has made one, before the answer.
+    """
 
     def __init__(self, transport: MemoryTransport) -> None:
         self.transport = transport
         self.broker = transport.broker
         self.refusals: list[RPCError] = []
+        self.on_consumed: Callable[[], Awaitable[None]] | None = None
         self.consumed = 0
         self.consumers = Consumers(("a", "b"), self._declare, self._consume, lambda name: f"rpc.{name}")
 
@@ -36,7 +40,10 @@ class Bench:
         if self.refusals:
             raise self.refusals.pop(0)
         self.consumed += 1
-        return await link.consume(f"rpc.{service}", _drop, prefetch=1, on_cancelled=on_cancelled)
+        subscription = await link.consume(f"rpc.{service}", _drop, prefetch=1, on_cancelled=on_cancelled)
+        if self.on_consumed is not None:
+            await self.on_consumed()
+        return subscription
 
     def count(self, service: str) -> int:
         """How many consumers the broker knows of."""
@@ -156,3 +163,98 @@ async def test_a_service_that_cannot_be_consumed_at_the_start_is_an_error() -> N
         await made.consumers.start(link)
     await made.consumers.close()
     await link.close()
+
+
+@pytest.mark.parametrize("turns", [0, 3])
+async def test_a_consumer_that_the_broker_ends_as_soon_as_it_is_made_is_made_again(turns: int) -> None:
+    async with bench() as (made, _):
+
+        async def end() -> None:
+            made.on_consumed = None
+            made.broker.cancel_consumers("rpc.a")
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+        made.on_consumed = end
+        made.broker.cancel_consumers("rpc.a")
+        await eventually(lambda: made.on_consumed is None)
+        await eventually(lambda: not made.consumers.missing)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert (made.consumers.missing, made.count("a")) == ([], 1)
+
+
+async def test_a_consumer_that_the_broker_ends_as_it_is_made_at_the_start_is_made_again() -> None:
+    made = Bench(MemoryTransport(f"memory://{uuid4().hex}"))
+    link = await made.transport.connect(10)
+
+    async def end() -> None:
+        made.on_consumed = None
+        made.broker.cancel_consumers("rpc.a")
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    made.on_consumed = end
+    await made.consumers.start(link)
+    await eventually(lambda: not made.consumers.missing)
+    assert (made.consumers.restored, made.count("a"), made.count("b")) == (1, 1, 1)
+    await made.consumers.close()
+    await link.close()
+
+
+@pytest.mark.parametrize("when", ["start", "restore"])
+async def test_a_consumer_that_is_made_while_the_worker_stops_is_cancelled(when: str) -> None:
+    """It would go on delivering to a worker that gives everything back."""
+    made = Bench(MemoryTransport(f"memory://{uuid4().hex}"))
+    link = await made.transport.connect(10)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        begun.set()
+        await go_on.wait()
+
+    if when == "restore":
+        await made.consumers.start(link)
+        made.on_consumed = wait
+        made.broker.cancel_consumers("rpc.a")
+        making = None
+    else:
+        made.on_consumed = wait
+        making = asyncio.ensure_future(made.consumers.start(link))
+    await begun.wait()
+    stopping = asyncio.ensure_future(made.consumers.stop())
+    await asyncio.sleep(0)
+    go_on.set()
+    await stopping
+    if making is not None:
+        await making
+    assert (made.count("a"), made.count("b"), len(made.consumers.missing)) == (0, 0, 2)
+    await made.consumers.close()
+    await link.close()
+
+
+async def test_a_stop_does_not_wait_for_the_next_try_of_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiorpcq.consumers._PAUSE_BASE", 60.0)
+    monkeypatch.setattr("aiorpcq.consumers._PAUSE_LIMIT", 60.0)
+    async with bench() as (made, _):
+        made.refusals = [ConnectFailed("no")]
+        made.broker.cancel_consumers("rpc.a")
+        await eventually(lambda: not made.refusals)
+        async with asyncio.timeout(5):
+            await made.consumers.stop()
+        assert (made.count("b"), made.consumers.restored) == (0, 0)
+
+
+async def test_a_consumer_that_ended_as_the_link_was_lost_is_made_again_on_the_next() -> None:
+    """The task that was to make it is cancelled before its first step."""
+    async with bench() as (made, first):
+        made.broker.cancel_consumers("rpc.a")
+        await asyncio.sleep(0)
+        assert not made.consumers._restoring["a"].done()
+        made.consumers.lose()
+        await first.close()
+        second = await made.transport.connect(10)
+        await made.consumers.start(second)
+        made.broker.cancel_consumers("rpc.a")
+        await eventually(lambda: made.count("a") == 1 and not made.consumers.missing)
+        await second.close()

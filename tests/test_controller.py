@@ -52,7 +52,7 @@ class Bench:
         options = RunOptions("worker", "at_least_once", 5, 1, 1, MAX_SIZE, 60.0)
         self.table = ExecutionTable(CacheLimits())
         self.publisher = ResultPublisher(self.table, codecs, MAX_SIZE, "worker", loop, lambda: None)
-        republisher = Republisher(Names(), "worker", loop, lambda: None)
+        republisher = Republisher(Names(), "worker", loop, lambda: None, lambda _: ())
         executor = Executor(self.table, self.publisher, republisher, codecs, loop, options)
         self.controller = Controller(self.table, executor, self.publisher, "worker", loop, self._describe)
 

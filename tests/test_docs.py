@@ -26,6 +26,7 @@ import pytest
 import aiorpcq
 
 _ROOT = Path(__file__).parent.parent
+_GUARANTEES = _ROOT / "docs" / "guarantees.md"
 _README = _ROOT / "README.md"
 _TUTORIAL = _ROOT / "docs" / "tutorial.md"
 _PAGES = [*sorted((_ROOT / "docs").glob("*.md")), *filter(Path.exists, [_README])]
@@ -82,7 +83,10 @@ def programs(page: str, text: str) -> list[Program]:
 
 
 _PROGRAMS = [
-    program for page in (_TUTORIAL, _README) if page.exists() for program in programs(page.name, page.read_text())
+    program
+    for page in (_TUTORIAL, _README, _GUARANTEES)
+    if page.exists()
+    for program in programs(page.name, page.read_text())
 ]
 
 

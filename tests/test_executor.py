@@ -18,17 +18,22 @@ from aiorpcq.places import Places, RunOptions
 from aiorpcq.protocol.control import Cancel, CancelMode
 from aiorpcq.protocol.deliveries import DeliveryMode
 from aiorpcq.protocol.executions import ExecutionPhase, ExecutionTable
-from aiorpcq.protocol.messages import Properties, Request
-from aiorpcq.protocol.topology import Names, Queue
+from aiorpcq.protocol.messages import History, Properties, Request
+from aiorpcq.protocol.topology import Binding, Exchange, Names, Queue
 from aiorpcq.protocol.wire import encode_request
 from aiorpcq.publisher import ResultPublisher
 from aiorpcq.republisher import Republisher
 from aiorpcq.transports.base import Delivery
-from aiorpcq.transports.memory import MemoryTransport
+from aiorpcq.transports.memory import MemoryBroker, MemoryTransport
 
+_NAMES = Names()
 _MAX_SIZE = 1 << 20
 _CONCURRENCY = 3
 _REPLIES = "rpc.reply.1"
+
+
+def entities_of(service: str) -> tuple[Exchange, Queue, Binding]:
+    return _NAMES.requests, _NAMES.service_queue(service), _NAMES.binding(service)
 
 
 class HandMade:
@@ -54,13 +59,14 @@ class HandMade:
 class Bench:
     """An executor on a broker in the process, and what it gives back to that."""
 
-    def __init__(self, service: Service, mode: DeliveryMode) -> None:
+    def __init__(self, service: Service, mode: DeliveryMode, broker: MemoryBroker) -> None:
         loop, codecs = asyncio.get_running_loop(), Codecs()
         options = RunOptions("worker", mode, 5, _CONCURRENCY, 1, _MAX_SIZE, 60.0)
+        self.broker = broker
         self.idle = asyncio.Event()
         self.table = ExecutionTable(CacheLimits())
         self.publisher = ResultPublisher(self.table, codecs, _MAX_SIZE, "worker", loop, self.idle.set)
-        self.republisher = Republisher(Names(), "worker", loop, self.idle.set)
+        self.republisher = Republisher(_NAMES, "worker", loop, self.idle.set, entities_of)
         self.executor = Executor(self.table, self.publisher, self.republisher, codecs, loop, options)
         self.intake = Intake(self.table, self.publisher, self.republisher, self.executor, loop, options)
         self.places = Places("default", service.methods, _CONCURRENCY)
@@ -68,13 +74,20 @@ class Bench:
         self.replies: asyncio.Queue[Delivery] = asyncio.Queue()
 
     def deliver(
-        self, task_id: str, *arguments: Any, method: str = "run", redelivered: bool = False, counted: int = 0
+        self,
+        task_id: str,
+        *arguments: Any,
+        method: str = "run",
+        redelivered: bool = False,
+        counted: int = 0,
+        oversize: int = 0,
+        **fields: Any,
     ) -> HandMade:
         """Have a request come, *counted* times delivered before by a quorum queue."""
-        request = Request(task_id, method, *Codecs().encode([list(arguments), {}]), reply_to=_REPLIES)
+        request = Request(task_id, method, *Codecs().encode([list(arguments), {}]), reply_to=_REPLIES, **fields)
         publication = encode_request(request, "rpc", "rpc:default")
-        delivery = HandMade(publication.properties, publication.body)
-        delivery.redelivered = redelivered
+        delivery = HandMade(publication.properties, b"" if oversize else publication.body)
+        delivery.redelivered, delivery.oversize = redelivered, oversize
         if counted:
             delivery.properties.headers = {**(delivery.properties.headers or {}), "x-delivery-count": counted}
         self.intake.on_delivery(self.places, delivery)
@@ -99,16 +112,23 @@ class Bench:
         headers = [(await self.back.get()).properties.headers or {} for _ in range(count)]
         return [(header.get("attempt", 1), header.get("losses", 0)) for header in headers]
 
+    async def failure(self) -> dict[str, Any]:
+        """Return what the next answer says that went wrong."""
+        answer = await self.replies.get()
+        assert answer.properties.type == "FAILURE"
+        said: dict[str, Any] = Codecs().decode(answer.body, answer.properties.content_type, None)
+        return said
+
 
 @asynccontextmanager
 async def bench(service: Service, mode: DeliveryMode = "at_least_once") -> AsyncIterator[Bench]:
-    link = await MemoryTransport(f"memory://{uuid4().hex}").connect(10)
-    names = Names()
-    made = Bench(service, mode)
-    await link.declare(names.requests, names.service_queue("default"), names.binding("default"))
+    transport = MemoryTransport(f"memory://{uuid4().hex}")
+    link = await transport.connect(10)
+    made = Bench(service, mode, transport.broker)
+    await link.declare(*entities_of("default"))
     await link.declare(Queue(_REPLIES))
     await link.consume(_REPLIES, made.replies.put_nowait, no_ack=True)
-    await link.consume(names.service_queue("default").name, made.back.put_nowait, no_ack=True)
+    await link.consume(_NAMES.service_queue("default").name, made.back.put_nowait, no_ack=True)
     made.publisher.link = made.republisher.link = made.executor.callers.link = link
     try:
         yield made
@@ -134,7 +154,7 @@ async def test_a_run_that_is_stopped_before_its_first_step_goes_back_and_leaves_
         assert (ran, made.executor.tasks, made.places.free) == ([], set(), _CONCURRENCY)
 
 
-async def test_a_run_that_had_begun_goes_back_as_one_that_was_lost() -> None:
+async def test_a_run_that_had_begun_goes_back_as_its_next_attempt() -> None:
     service, begun = Service(), asyncio.Event()
 
     @service.method
@@ -146,7 +166,8 @@ async def test_a_run_that_had_begun_goes_back_as_one_that_was_lost() -> None:
         delivery = made.deliver("t")
         await begun.wait()
         await made.stop()
-        assert (delivery.settled, await made.histories(1)) == (["ack"], [(2, 1)])
+        assert (delivery.settled, await made.histories(1)) == (["ack"], [(2, 0)])
+        assert made.executor._suspects.running == 0
 
 
 async def test_a_run_that_waited_for_a_thread_goes_back_as_one_that_was_not_begun() -> None:
@@ -164,7 +185,7 @@ async def test_a_run_that_waited_for_a_thread_goes_back_as_one_that_was_not_begu
         await made.stop()
         go_on.set()
         assert [delivery.settled for delivery in deliveries] == [["ack"], ["ack"]]
-        assert sorted(await made.histories(2)) == [(1, 0), (2, 1)]
+        assert sorted(await made.histories(2)) == [(1, 0), (2, 0)]
         assert ran == [0]
 
 
@@ -335,3 +356,52 @@ async def test_requests_that_expire_while_they_wait_do_not_pile_up() -> None:
         gate.set()
         await asyncio.gather(*made.executor.tasks)
         assert (places.free, len(places.waiting)) == (_CONCURRENCY, 0)
+
+
+async def test_a_body_that_is_too_large_is_refused_while_the_worker_drains_since_there_is_none_to_give_back() -> None:
+    async with bench(Service()) as made:
+        made.executor.drain([made.places])
+        delivery = made.deliver("t", oversize=_MAX_SIZE + 1)
+        assert (await made.failure())["error"] == "PayloadTooLarge"
+        await made.settle()
+        assert (delivery.settled, made.back.empty()) == (["ack"], True)
+
+
+async def test_a_deadline_that_passes_while_a_request_is_buried_changes_nothing() -> None:
+    """Answered by the deadline it would be acknowledged before its dead letter is kept."""
+    service = Service()
+
+    @service.method
+    async def run() -> None:
+        raise AssertionError
+
+    @service.method
+    async def other() -> None: ...
+
+    async with bench(service) as made:
+        made.broker.block()
+        delivery = made.deliver("t", history=History(losses=5), expiration=0.01)
+        made.deliver("other", method="other", expiration=0.2)  # which has the timer set
+        await asyncio.sleep(0.3)
+        assert delivery.settled == []
+        made.broker.unblock()
+        answers = [await made.replies.get() for _ in range(2)]
+        said = {answer.properties.correlation_id: answer for answer in answers}
+        assert Codecs().decode(said["t"].body, "application/msgpack", None)["error"] == "Poisoned"
+        await made.settle()
+        assert (delivery.settled, made.executor.expired) == (["ack"], 0)
+        assert made.broker.queue_depth("rpc.default.dead") == 1
+
+
+async def test_what_runs_alone_begins_once_its_neighbours_are_on_their_way_back() -> None:
+    service, seen = Service(), []
+
+    @service.method
+    async def run() -> None:
+        seen.append((made.republisher.statistics().handed_back, made.republisher.pending))
+
+    async with bench(service) as made:
+        for number in range(_CONCURRENCY):
+            made.deliver(str(number), history=History(losses=3, republished=True))
+        await asyncio.gather(*made.executor.tasks)
+        assert seen == [(_CONCURRENCY - 1, 0)]

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from aiorpcq import CacheLimits, Codecs
-from aiorpcq.errors import DeadlineExceeded
+from aiorpcq.errors import DeadlineExceeded, Overloaded
 from aiorpcq.protocol.executions import ExecutionTable
 from aiorpcq.protocol.messages import Request
 from aiorpcq.protocol.topology import Queue
@@ -66,6 +66,45 @@ async def test_a_state_that_comes_back_is_sent_to_where_its_caller_has_moved_mea
     assert (statistics.moved, statistics.returned, statistics.succeeded) == ((1, 0, 1) if moves else (0, 1, 1))
     assert ([state.properties.correlation_id for state in sent], delivery.acks) == (["t"] if moves else [], 1)
     assert (table.running, len(table.cache)) == ({}, 1)
+    await link.close()
+
+
+@pytest.mark.parametrize("raised", [True, False])
+async def test_a_request_without_part_in_the_table_is_answered_and_then_acknowledged(raised: bool) -> None:
+    link = await MemoryTransport(f"memory://{uuid4().hex}").connect(10)
+    sent, delivery, codecs = asyncio.Queue[Delivery](), _Settled(), Codecs()
+    table = ExecutionTable(CacheLimits())
+    idle = asyncio.Event()
+    publisher = ResultPublisher(table, codecs, 1 << 20, "worker", asyncio.get_running_loop(), idle.set)
+    publisher.link = link
+    await link.declare(Queue(_REPLIES))
+    await link.consume(_REPLIES, sent.put_nowait, no_ack=True)
+    _, execution = table.begin(Request("t", "method", b"", "", None, _REPLIES), delivery, None, 0.0)
+    table.abandon(execution)
+    publisher.reject(execution, ValueError("boom") if raised else Overloaded("full"), raised=raised)
+    assert (delivery.acks, publisher.unconfirmed) == (0, 1)
+    answer = await sent.get()
+    said = codecs.decode(answer.body, answer.properties.content_type, None)
+    assert (said["error"], said.get("type"), said["message"]) == (
+        ("RemoteError", "ValueError", "boom") if raised else ("Overloaded", None, "full")
+    )
+    await idle.wait()
+    assert (delivery.acks, publisher.unconfirmed, publisher.statistics().failed) == (1, 0, 1)
+    await link.close()
+
+
+async def test_a_cast_without_part_in_the_table_is_acknowledged_and_its_failure_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    link = await MemoryTransport(f"memory://{uuid4().hex}").connect(10)
+    delivery, table = _Settled(), ExecutionTable(CacheLimits())
+    publisher = ResultPublisher(table, Codecs(), 1 << 20, "worker", asyncio.get_running_loop(), lambda: None)
+    _, execution = table.begin(Request("t", "method", b"", ""), delivery, None, 0.0)
+    publisher.reject(execution, Overloaded("full"))
+    assert delivery.acks == 0  # without a link: the broker delivers it again
+    publisher.link = link
+    publisher.reject(execution, Overloaded("full"))
+    assert (delivery.acks, "method method failed in a cast: Overloaded: full" in caplog.text) == (1, True)
     await link.close()
 
 

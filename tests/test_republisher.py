@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from aiorpcq import CacheLimits, Codecs, Service, Worker
+from aiorpcq import CacheLimits, Codecs, Context, Retry, Service, Worker
+from aiorpcq.errors import ConnectionLost
 from aiorpcq.protocol.executions import Execution, ExecutionTable
 from aiorpcq.protocol.messages import History, Outcome, Publication, Request
 from aiorpcq.protocol.topology import Names
@@ -24,6 +25,7 @@ from tests.contract.workbench import answer_to, lose_run
 
 NAMES = Names()
 QUEUE = NAMES.service_queue("default")
+FULL_AT_ONE = {"x-max-length": 1, "x-overflow": "reject-publish"}
 
 
 class Bench:
@@ -52,6 +54,27 @@ class Bench:
         self._table.abandon(execution)
         return execution
 
+    async def fill(self) -> None:
+        """Put one more request into the queue, which a prefetch of one leaves there."""
+        filler = Request("filler", "run", b"", "", reply_to="rpc.reply.1")
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        publication = encode_request(filler, NAMES.prefix, NAMES.routing_key("default"))
+        publication.settled = lambda _, settled: outcome.set_result(settled)
+        self.link.publish(publication)
+        assert await outcome is Outcome.CONFIRMED
+
+    def depth(self) -> int:
+        """How many requests are ready in the queue."""
+        return self.broker.queue_depth(QUEUE.name)
+
+    def unsettled(self) -> int:
+        """How many are delivered and not settled."""
+        return self.broker.statistics().queues[QUEUE.name].unsettled
+
+    def retry(self, execution: Execution, delay: float, refused: Callable[[], None]) -> None:
+        """Have a request run again after *delay* seconds."""
+        self.republisher.retry("default", execution, delay, then=execution.delivery.ack, refused=refused)
+
     async def settled(self) -> None:
         """Wait until nothing is on its way back any more."""
         async with asyncio.timeout(10):
@@ -65,11 +88,12 @@ async def bench(*, prefetch: int = 0, arguments: dict[str, Any] | None = None) -
     transport = MemoryTransport(f"memory://{uuid4().hex}")
     link = await transport.connect(10)
     idle = asyncio.Event()
-    republisher = Republisher(NAMES, "worker", asyncio.get_running_loop(), idle.set)
+    queue = NAMES.service_queue("default", arguments)
+    entities = (NAMES.requests, queue, NAMES.binding("default"))
+    republisher = Republisher(NAMES, "worker", asyncio.get_running_loop(), idle.set, lambda _: entities)
     republisher.link = link
     made = Bench(republisher, transport, link, idle)
-    queue = NAMES.service_queue("default", arguments)
-    await link.declare(NAMES.requests, queue, NAMES.binding("default"))
+    await link.declare(*entities)
     await link.consume(queue.name, made.requests.put_nowait, prefetch=prefetch, on_cancelled=lambda _: None)
     try:
         yield made
@@ -81,7 +105,7 @@ async def bench(*, prefetch: int = 0, arguments: dict[str, Any] | None = None) -
 async def test_a_request_is_acknowledged_once_its_copy_is_confirmed() -> None:
     async with bench(prefetch=1) as made:
         execution = await made.execution()
-        made.republisher.hand_back("default", execution)
+        made.republisher.hand_back("default", execution, pytest.fail)
         assert made.requests.empty()
         await made.settled()
         again = await made.begin()  # which a prefetch of one lets come now
@@ -89,16 +113,17 @@ async def test_a_request_is_acknowledged_once_its_copy_is_confirmed() -> None:
         assert made.republisher.statistics().handed_back == 1
 
 
-async def test_a_copy_that_the_queue_refuses_leaves_the_request_where_it_was() -> None:
-    async with bench(prefetch=1, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}) as made:
+async def test_what_cannot_be_handed_back_is_left_where_it_was() -> None:
+    async with bench(prefetch=1) as made:
         execution = await made.execution()
-        filler = Request("filler", "run", b"", "", reply_to="rpc.reply.1")
-        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        publication = encode_request(filler, NAMES.prefix, NAMES.routing_key("default"))
-        publication.settled = lambda _, settled: outcome.set_result(settled)
-        made.link.publish(publication)
-        assert await outcome is Outcome.CONFIRMED
-        made.republisher.hand_back("default", execution)
+        publish = made.link.publish
+
+        def unbind_first(publication: Publication) -> None:
+            made.broker._exchanges["rpc"].unbind(made.broker._queues[QUEUE.name])
+            publish(publication)
+
+        made.link.publish = unbind_first
+        made.republisher.hand_back("default", execution, pytest.fail)
         await made.settled()
         again = await made.begin()
         assert (again.task_id, again.delivery.redelivered) == ("t", True)
@@ -110,19 +135,21 @@ async def test_without_a_link_nothing_is_done_since_the_broker_delivers_again() 
         execution = await made.execution()
         made.republisher.link = None
         lost = asyncio.Event()
-        made.republisher.hand_back("default", execution)
-        made.republisher.retry("default", execution, 0.1)
+        made.republisher.hand_back("default", execution, pytest.fail)
+        made.republisher.count("default", execution, pytest.fail)
+        made.retry(execution, 0.1, pytest.fail)
+        made.republisher.postpone("default", execution, 0.1, pytest.fail)
         made.republisher.bury("default", execution, "no reason", then=pytest.fail, otherwise=lost.set)
         await asyncio.wait_for(lost.wait(), 10)
         await made.settled()
-        assert made.broker.statistics().queues[QUEUE.name].unsettled == 1
+        assert made.unsettled() == 1
 
 
 async def test_what_is_to_be_declared_waits_while_the_broker_blocks() -> None:
     async with bench() as made:
         execution = await made.execution(expiration=60.0)
         made.broker.block()
-        made.republisher.retry("default", execution, 0.1)
+        made.retry(execution, 0.1, pytest.fail)
         await asyncio.sleep(0)
         assert made.republisher.pending == 1
         assert "rpc.retry.100" not in made.broker.statistics().queues
@@ -135,21 +162,76 @@ async def test_a_worker_that_closes_does_not_wait_for_what_the_broker_blocks() -
     async with bench() as made:
         execution = await made.execution()
         made.broker.block()
-        made.republisher.retry("default", execution, 0.1)
+        made.retry(execution, 0.1, pytest.fail)
         await asyncio.sleep(0)
         await made.republisher.close()
         assert made.republisher.pending == 0
 
 
-async def test_a_delay_queue_with_other_arguments_has_the_request_delivered_again() -> None:
+async def test_what_a_delay_queue_with_other_arguments_cannot_hold_is_refused() -> None:
+    """To have it delivered again would be for ever, each time as one more lost run."""
     async with bench() as made:
-        execution = await made.execution()
+        execution, refused = await made.execution(), asyncio.Event()
         exchange, queue, _ = NAMES.delay(0.1)
         await made.link.declare(exchange, type(queue)(queue.name))
-        made.republisher.retry("default", execution, 0.1)
+        made.retry(execution, 0.1, refused.set)
         await made.settled()
-        again = await made.begin()
-        assert (again.delivery.redelivered, made.republisher.statistics().failed) == (True, 1)
+        assert (refused.is_set(), made.republisher.statistics().failed) == (True, 1)
+        assert (made.depth(), made.unsettled()) == (0, 1)  # whoever is told settles it
+
+
+@pytest.mark.parametrize("way", ["count", "retry", "hand_back"])
+async def test_a_copy_that_a_full_queue_does_not_take_is_refused(way: str) -> None:
+    async with bench(prefetch=1, arguments=FULL_AT_ONE) as made:
+        execution, refused = await made.execution(), asyncio.Event()
+        await made.fill()
+        if way == "retry":
+            made.retry(execution, 0.0, refused.set)
+        else:
+            getattr(made.republisher, way)("default", execution, refused.set)
+        await made.settled()
+        assert (refused.is_set(), made.republisher.statistics().failed) == (True, 1)
+        assert (made.depth(), made.unsettled()) == (1, 1)
+
+
+async def test_what_cannot_be_declared_on_a_link_that_stands_is_refused_and_not_forgotten() -> None:
+    """A channel that the broker closes fails what is declared there, and brings nothing back that was delivered."""
+    async with bench() as made:
+        execution, refused = await made.execution(), asyncio.Event()
+
+        async def fail(*_: object) -> None:
+            raise ConnectionLost("the control channel was closed")
+
+        declare, made.link.declare = made.link.declare, fail
+        made.retry(execution, 0.1, refused.set)
+        await made.settled()
+        made.link.declare = declare
+        assert refused.is_set()
+
+
+async def test_what_the_broker_has_lost_is_declared_again_after_its_channel_was_closed() -> None:
+    """It closes the channel for a publication to an exchange that is not there, which says nothing more."""
+    async with bench() as made:
+        first, second, third = [await made.execution(task_id) for task_id in ("first", "second", "third")]
+        made.retry(first, 0.1, pytest.fail)
+        await made.settled()
+        made.broker._exchanges.pop("rpc.retry.100")
+        made.retry(second, 0.1, pytest.fail)
+        await made.settled()
+        assert "rpc.retry.100" not in made.broker._exchanges
+        await made.link.wait_writable()
+        made.retry(third, 0.1, pytest.fail)
+        await made.settled()
+        assert "rpc.retry.100" in made.broker._exchanges
+
+
+async def test_a_service_queue_that_was_deleted_meanwhile_is_declared_for_what_goes_back() -> None:
+    async with bench() as made:
+        execution = await made.execution()
+        made.broker.delete_queue(QUEUE.name)
+        made.republisher.hand_back("default", execution, pytest.fail)
+        await made.settled()
+        assert (made.depth(), made.republisher.statistics().failed) == (1, 0)
 
 
 async def test_a_dead_letter_that_cannot_be_kept_is_answered_all_the_same() -> None:
@@ -164,8 +246,8 @@ async def test_a_dead_letter_that_cannot_be_kept_is_answered_all_the_same() -> N
 
 async def test_a_queue_that_goes_again_and_again_does_not_keep_it_trying() -> None:
     async with bench() as made:
-        execution = await made.execution()
-        made.republisher.retry("default", await made.execution("first"), 0.1)
+        execution, refused = await made.execution(), asyncio.Event()
+        made.retry(await made.execution("first"), 0.1, pytest.fail)
         await made.settled()
         publish = made.link.publish
 
@@ -174,10 +256,10 @@ async def test_a_queue_that_goes_again_and_again_does_not_keep_it_trying() -> No
             publish(publication)
 
         made.link.publish = delete_first
-        made.republisher.retry("default", execution, 0.1)
+        made.retry(execution, 0.1, refused.set)
         await made.settled()
         made.link.publish = publish
-        assert (await made.begin()).delivery.redelivered
+        assert refused.is_set()
 
 
 def counting() -> tuple[Service, list[str]]:
@@ -218,3 +300,49 @@ async def test_a_poisoned_request_is_answered_where_the_link_is_lost_as_it_is_bu
         await stranger.request(request_for("run", task_id="t", reply_to=replies.name, history=History(losses=5)))
         _, value = await answer_to(replies, "t")
         assert (value["error"], runs, serving.statistics().republisher.buried) == ("Poisoned", [], 2)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1])
+async def test_a_retry_whose_confirm_is_lost_with_the_link_makes_no_second_chain_of_attempts(delay: float) -> None:
+    """The request comes again, and so does its copy."""
+    url = f"memory://{uuid4().hex}"
+    broker, service, attempts = memory_broker(url.removeprefix("memory://")), Service(), list[int]()
+
+    @service.method
+    async def run(ctx: Context) -> int:
+        attempts.append(ctx.attempt)
+        if ctx.attempt < 3:
+            raise Retry(delay=delay)
+        return ctx.attempt
+
+    async with Bystander.connected(url) as stranger, Worker(url, [service]) as serving:
+        replies = await stranger.reply_queue()
+        broker.lose_confirms(lambda publication: (publication.properties.headers or {}).get("attempt") == 2)
+        await stranger.request(request_for("run", task_id="t", reply_to=replies.name))
+        assert await answer_to(replies, "t") == ("SUCCESS", 3)
+        await eventually(lambda: serving.statistics().running == 0)
+        await asyncio.sleep(3 * delay)
+        assert (attempts, broker.queue_depth(QUEUE.name)) == ([1, 2, 3], 0)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1])
+async def test_a_retry_that_is_lost_with_the_link_is_made_once_more(delay: float) -> None:
+    url = f"memory://{uuid4().hex}"
+    broker, service, attempts = memory_broker(url.removeprefix("memory://")), Service(), list[int]()
+
+    @service.method
+    async def run(ctx: Context) -> int:
+        attempts.append(ctx.attempt)
+        if ctx.attempt == 1:
+            asyncio.get_running_loop().call_soon(drop)
+            raise Retry(delay=delay)
+        return ctx.attempt
+
+    def drop() -> None:
+        broker.drop_links(lambda link: any(queue.startswith("rpc.control.") for queue in link.queues))
+
+    async with Bystander.connected(url) as stranger, Worker(url, [service]):
+        replies = await stranger.reply_queue()
+        await stranger.request(request_for("run", task_id="t", reply_to=replies.name))
+        assert await answer_to(replies, "t") == ("SUCCESS", 2)
+        assert attempts == [1, 2]

@@ -398,6 +398,12 @@ def test_every_option_of_a_queue_takes_effect() -> None:
     }
 
 
+def test_a_full_classic_queue_refuses_what_a_delay_queue_gives_back_too() -> None:
+    """With reject-publish alone RabbitMQ drops that, and nobody hears of it."""
+    service = Service(max_length=1, overflow="reject-publish")
+    assert service.queue_arguments == {"x-max-length": 1, "x-overflow": "reject-publish-dlx"}
+
+
 @pytest.mark.parametrize(
     "options",
     [

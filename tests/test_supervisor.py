@@ -14,7 +14,7 @@ import pytest
 from aiorpcq.errors import ConnectFailed, ConnectionLost, RPCError, TopologyMismatch
 from aiorpcq.transports.base import Link
 from aiorpcq.transports.memory import MemoryTransport
-from aiorpcq.transports.supervisor import Supervisor
+from aiorpcq.transports.supervisor import STABLE_AFTER, Supervisor
 
 _PATIENCE = 10.0
 
@@ -60,17 +60,27 @@ class Bench:
         self.transports = [Failing(self.tried) for _ in range(addresses)]
         self.transport = self.transports[0]
         self.lost: list[RPCError] = []
+        self.time = 0.0
         self.generations: list[int] = []
         self.setups: list[Callable[[Link], None]] = []
-        self.supervisor = Supervisor(self.transports, self._setup, self.lost.append, logger, random=chance)
+        self.raises: Exception | None = None
+        self.supervisor = Supervisor(
+            self.transports, self._setup, self._on_lost, logger, random=chance, now=lambda: self.time
+        )
 
     async def _setup(self, link: Link, generation: int) -> None:
         self.generations.append(generation)
         if self.setups:
             self.setups.pop()(link)
 
+    def _on_lost(self, error: RPCError) -> None:
+        self.lost.append(error)
+        if self.raises is not None:
+            raise self.raises
+
     async def lose(self) -> None:
         """Take the link away, and wait for the next."""
+        self.lost.clear()
         for transport in self.transports:
             transport.broker.drop_links()
         await self.next_link()
@@ -163,6 +173,30 @@ async def test_it_goes_on_after_an_exception_of_the_setup_and_leaves_no_link_of_
     bench.setups = [fail, fail]
     await bench.lose()
     assert bench.generations == [1, 2, 3, 4]
+    assert bench.links == 1
+
+
+async def test_a_link_that_is_lost_soon_after_its_setup_does_not_begin_the_backoff_anew(
+    bench: Bench, chance: Chance
+) -> None:
+    await bench.supervisor.start()
+    for _ in range(4):
+        bench.time += STABLE_AFTER - 0.5
+        await bench.lose()
+    assert chance.longest == [0.1, 0.2, 0.4, 0.8]
+    bench.time += STABLE_AFTER
+    await bench.lose()
+    assert chance.longest[4:] == [0.1]
+
+
+async def test_it_goes_on_after_an_exception_of_what_the_loss_calls_for(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    await bench.supervisor.start()
+    bench.raises = KeyError("of the owner")
+    await bench.lose()
+    assert "of the owner" in caplog.text
+    assert bench.generations == [1, 2]
     assert bench.links == 1
 
 

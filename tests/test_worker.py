@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,61 @@ async def test_a_method_that_ends_its_process_is_not_run_again_at_most_once(
     await eventually(lambda: node.connection_count(vhost) == 0)
     await eventually(lambda: node.queues(vhost)["rpc.ending"].consumers == 0)
     assert node.queues(vhost)["rpc.ending"].messages == 0
+
+
+_STUCK = """
+import asyncio, logging, sys, time
+
+from aiorpcq import Client, Service, Worker
+
+logging.basicConfig(level="INFO")
+service = Service()
+
+
+@service.method
+def stuck():
+    print("stuck", flush=True)
+    time.sleep(600)
+
+
+async def main():
+    running = asyncio.ensure_future(Worker("memory://stuck", [service], grace=float(sys.argv[1])).run())
+    async with Client("memory://stuck") as caller:
+        await caller.cast("stuck")
+        await running
+
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("grace", [0.0, 600.0])
+async def test_a_second_signal_ends_the_process_although_a_method_runs_in_a_thread(grace: float) -> None:
+    """The interpreter would wait for the thread."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        _STUCK,
+        str(grace),
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            assert await process.stdout.readline() == b"stuck\n"
+            process.terminate()
+            said = b"draining" if grace else b"did not end within the grace"
+            while said not in await process.stderr.readline():
+                pass
+            process.terminate()
+            assert await process.wait() == -signal.SIGTERM
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 @pytest.mark.parametrize("field", ["reply_to", "correlation_id"])

@@ -23,28 +23,28 @@ class Moves:
     Holds 10,000 of them, each for as long as its caller said; the oldest goes first.
     """
 
-    __slots__ = ("_moves", "evicted")
+    __slots__ = ("entries", "evicted")
 
     def __init__(self) -> None:
-        self._moves: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        self.entries: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self.evicted = 0
 
     def __len__(self) -> int:
-        return len(self._moves)
+        return len(self.entries)
 
     def put(self, origin: str, reply_to: str, expires: float, now: float) -> None:
         """Remember for *expires* seconds that what was to go to *origin* goes to *reply_to*."""
-        self._moves[origin] = (reply_to, now + min(expires, _LONGEST))
-        self._moves.move_to_end(origin)
-        self.evicted += _evict(self._moves, _MOST_MOVES, now, itemgetter(1))
+        self.entries[origin] = (reply_to, now + min(expires, _LONGEST))
+        self.entries.move_to_end(origin)
+        self.evicted += _evict(self.entries, _MOST_MOVES, now, itemgetter(1))
 
     def resolve(self, origin: str, reply_to: str | None, now: float) -> str | None:
         """Return where the answers to *origin* go to; *reply_to* where it is not known to have moved."""
-        move = self._moves.get(origin)
+        move = self.entries.get(origin)
         if move is None:
             return reply_to
         if move[1] < now:
-            del self._moves[origin]
+            del self.entries[origin]
             return reply_to
         return move[0]
 
@@ -55,25 +55,25 @@ class Revocations:
     Holds 16,384 of them, each for as long as its caller said; the oldest goes first.
     """
 
-    __slots__ = ("_tasks", "evicted")
+    __slots__ = ("entries", "evicted")
 
     def __init__(self) -> None:
-        self._tasks: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self.entries: OrderedDict[tuple[str, str], float] = OrderedDict()
         self.evicted = 0
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return len(self.entries)
 
     def put(self, task_id: str, origin: str, expires: float, now: float) -> None:
         """Remember for *expires* seconds that the caller behind *origin* has revoked a task."""
         key = task_id, origin  # whoever names another queue changes nothing of what the caller has said
-        self._tasks[key] = now + min(expires, _LONGEST)
-        self._tasks.move_to_end(key)
-        self.evicted += _evict(self._tasks, _MOST_REVOCATIONS, now, float)
+        self.entries[key] = now + min(expires, _LONGEST)
+        self.entries.move_to_end(key)
+        self.evicted += _evict(self.entries, _MOST_REVOCATIONS, now, float)
 
     def covers(self, task_id: str, origin: str | None, now: float) -> bool:
         """Tell whether the caller behind *origin* has revoked the task."""
-        expires = None if origin is None else self._tasks.get((task_id, origin))
+        expires = None if origin is None else self.entries.get((task_id, origin))
         return expires is not None and expires >= now
 
 

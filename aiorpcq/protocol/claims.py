@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from .calls import Call, Phase
+from .calls import Call, Phase, Sending
 from .control import CLAIM_LIMIT, Claim
 
-__all__ = ["ClaimTable"]
+__all__ = ["ClaimTable", "claims_for"]
 
 _DELAYS: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0)
 """Seconds from one round of claims to the next; the last one for good."""
@@ -72,7 +72,7 @@ class ClaimTable:
 
         What is left to be answered goes to *reply_to*. *jitter*, from 0 to 1, makes the pause that much of a half
         shorter, so that the clients of one broker do not all speak at once. *inquiry* is the id by which workers say
-        what they hold of the calls without a deadline.
+        what they hold of the calls without a deadline, and of those that the broker may not have.
         """
         self.drop_settled()
         if not self._calls:
@@ -83,11 +83,18 @@ class ClaimTable:
         self._round += 1
         claims: list[Claim] = []
         for origin, calls in self._calls.items():
-            bounded = [call for call in calls.values() if call.deadline is not None]
-            unbounded = [call for call in calls.values() if call.deadline is None]
-            claims += _claims(origin, reply_to, bounded, now, None)
-            claims += _claims(origin, reply_to, unbounded, now, inquiry)
+            known: list[Call] = []
+            asked: list[Call] = []
+            for call in calls.values():
+                is_asked = call.deadline is None or call.sending is Sending.LOST
+                (asked if is_asked else known).append(call)
+            claims += claims_for(origin, reply_to, known, now, None)
+            claims += claims_for(origin, reply_to, asked, now, inquiry)
         return claims
+
+    def __contains__(self, task_id: object) -> bool:
+        """Tell whether the call of that id, one without a deadline, is claimed."""
+        return task_id in self._unbounded
 
     @property
     def unbounded(self) -> Iterable[Call]:
@@ -126,7 +133,8 @@ class ClaimTable:
                 del self._calls[origin]
 
 
-def _claims(origin: str, reply_to: str, calls: list[Call], now: float, inquiry: str | None) -> Iterable[Claim]:
+def claims_for(origin: str, reply_to: str, calls: list[Call], now: float, inquiry: str | None) -> Iterable[Claim]:
+    """Return *calls*, which were sent with *origin*, as claims for *reply_to*, of 2,000 calls at the most each."""
     for start in range(0, len(calls), CLAIM_LIMIT):
         claimed = calls[start : start + CLAIM_LIMIT]
         remaining = max(_LONGEST if call.deadline is None else call.deadline - now for call in claimed)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .messages import History, Outcome, Properties, Publication
-from .wire import LEADING_HEADER, VERSION, MalformedMessage, VersionRefused, republish, return_reason
+from .wire import LEADING_HEADER, VERSION, MalformedMessage, VersionRefused, carried, republish, return_reason
 
 __all__ = ["DeadLetter", "bury", "exhume", "read"]
 
@@ -106,28 +106,8 @@ def bury(
     table.update((name, value) for name, value in optional.items() if value is not None)
     kept = {name: value for name, value in headers.items() if not name.startswith("x-") and name not in _DROPPED}
     kept[_TABLE] = table
-    return Publication(
-        "",
-        queue,
-        Properties(
-            properties.content_type,
-            properties.content_encoding,
-            kept,
-            _PERSISTENT,
-            properties.priority,
-            properties.correlation_id,
-            None,  # a message with a reply queue is answered by whoever consumes it as a request
-            None,  # the queue's own time to live holds
-            properties.message_id,
-            properties.timestamp,
-            properties.type,
-            None,  # RabbitMQ refuses a message whose user-id is not the publisher's
-            properties.app_id,
-        ),
-        body,
-        True,
-        settled,
-    )
+    # A message with a reply queue is answered by whoever consumes it as a request; the queue's own time to live holds.
+    return Publication("", queue, carried(properties, kept, _PERSISTENT, None, None), body, True, settled)
 
 
 def read(properties: Properties, body: bytes, size: int | None = None) -> DeadLetter:

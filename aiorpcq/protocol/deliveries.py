@@ -20,6 +20,10 @@ have begun. "at_most_once" acknowledges a request when its run starts, so that a
 nothing: the fastest.
 """
 
+_COUNTED_LIMIT: Final = 10
+"""Deliveries that a quorum queue may count before the request is published again, so that its own limit of 20 (RabbitMQ
+4.0, "Quorum Queues") does not take what `max_attempts` is to decide about."""
+
 _ALONE_FROM: Final = 2
 """Lost runs from which on a request runs with no other beside it that has lost one: the third run is the first such."""
 
@@ -50,7 +54,7 @@ def decide(
             return Decision.LOST, losses
     if losses >= max_attempts:
         return Decision.POISONED, losses
-    if redelivered and not counted:
+    if redelivered and (not counted or counted >= _COUNTED_LIMIT):
         return Decision.COUNT, losses
     return Decision.RUN, losses
 
@@ -73,10 +77,11 @@ class Suspects:
             return True
         return not self._alone and (losses < _ALONE_FROM or not self.running)
 
-    def start(self, losses: int) -> None:
-        """Count one that starts; those without lost runs need not be."""
+    def start(self, losses: int) -> bool:
+        """Count one that starts, and tell whether it runs alone; those without lost runs need not be counted."""
         self.running += 1
         self._alone = losses >= _ALONE_FROM
+        return self._alone
 
     def end(self) -> None:
         """Count one that has ended."""

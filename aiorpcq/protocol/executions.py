@@ -6,6 +6,7 @@ answered from the cache of terminal states. So within one worker an attempt neve
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from enum import Enum
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from .messages import Request, StateMessage
 from .terminals import CacheLimits, TerminalCache
 from .timers import DeadlineWheel
 
-__all__ = ["Execution", "ExecutionPhase", "ExecutionTable", "Verdict"]
+__all__ = ["EndedAttempt", "Execution", "ExecutionPhase", "ExecutionTable", "Verdict"]
 
 
 class ExecutionPhase(Enum):
@@ -39,6 +40,8 @@ class Verdict(Enum):
     """The attempt has ended here; its terminal state is to be sent again."""
     REFUSED = "refused"
     """Another caller's task of the same id runs here; this one's execution is not registered."""
+    SUPERSEDED = "superseded"
+    """The attempt has ended here with another one to be made; this one's execution is not registered."""
     REVOKED = "revoked"
     """Its caller has revoked the task; the execution is registered, to be answered so."""
 
@@ -48,6 +51,23 @@ _RUNNING: Final = ExecutionPhase.RUNNING
 _ANSWERING: Final = ExecutionPhase.ANSWERING
 _ENDED: Final = ExecutionPhase.ENDED
 _RUN: Final = Verdict.RUN
+
+_MOST_RETRIES: Final = 10_000
+
+
+class EndedAttempt:
+    """An attempt that ended here with another one to be made; *is_out* tells whether that is known to be at the broker.
+
+    *origin* is the reply queue its request was first sent with, *ended_at* a time of the monotonic clock.
+    """
+
+    __slots__ = ("attempt", "ended_at", "is_out", "origin")
+
+    def __init__(self, execution: Execution, now: float) -> None:
+        self.attempt = execution.attempt
+        self.origin = execution.origin
+        self.ended_at = now
+        self.is_out = False
 
 
 class Execution:
@@ -109,17 +129,34 @@ class Execution:
 class ExecutionTable:
     """Running executions and cached terminal states, by task; and what is known of their callers.
 
+    *retries* holds the last 10,000 attempts that ended here with another one to be made, by task, until that ends here;
+    they count for as long as a terminal state is cached.
     The counters only grow: *adopted*, and *answered* from the cache.
     """
 
-    __slots__ = ("_wheel", "adopted", "answered", "cache", "moves", "revocations", "running")
+    __slots__ = (
+        "_moved",
+        "_retries_age",
+        "_revoked",
+        "_wheel",
+        "adopted",
+        "answered",
+        "cache",
+        "moves",
+        "retries",
+        "revocations",
+        "running",
+    )
 
     def __init__(self, limits: CacheLimits) -> None:
         self.running: dict[str, Execution] = {}
         self.cache = TerminalCache(limits)
         self.moves = Moves()
         self.revocations = Revocations()
+        self._moved, self._revoked = self.moves.entries, self.revocations.entries  # to be asked for every request
         self._wheel: DeadlineWheel[Execution] = DeadlineWheel()
+        self.retries: OrderedDict[str, EndedAttempt] = OrderedDict()
+        self._retries_age = limits.age
         self.adopted = 0
         self.answered = 0
 
@@ -130,6 +167,8 @@ class ExecutionTable:
         """
         execution = Execution(request, delivery, deadline, now)
         key, origin = execution.key, execution.origin
+        if self._moved and origin is not None:
+            execution.reply_to = self.moves.resolve(origin, execution.reply_to, now)
         running = self.running.get(key)
         if running is not None:
             if running.origin == origin:
@@ -137,16 +176,16 @@ class ExecutionTable:
                     running.reply_to = execution.reply_to
                 return Verdict.ADOPTED, running
             return Verdict.REFUSED, execution
-        if len(self.moves) and origin is not None:
-            execution.reply_to = self.moves.resolve(origin, execution.reply_to, now)
         terminal = self.cache.get(key, execution.task_id, origin, execution.attempt)
+        if self.retries and terminal is None and self._is_superseded(execution, now):
+            return Verdict.SUPERSEDED, execution
         self.running[key] = execution
         if terminal is not None:
             execution.phase = ExecutionPhase.ANSWERING
             execution.terminal = terminal
             self.answered += 1
             return Verdict.ANSWERED, execution
-        if len(self.revocations) and self.revocations.covers(execution.task_id, origin, now):
+        if self._revoked and self.revocations.covers(execution.task_id, origin, now):
             return Verdict.REVOKED, execution
         if deadline is not None:
             execution.slot = self._wheel.add(deadline, execution)
@@ -187,10 +226,37 @@ class ExecutionTable:
         execution.phase = _ENDED
         key = execution.key
         self.running.pop(key, None)
+        if self.retries:
+            self.retries.pop(key, None)
         if execution.terminal is not None and execution.answered_at is not None:
             self.cache.put(key, execution.terminal, execution.origin, execution.answered_at)
         if returned:
             self.cache.mark_returned(key)
+
+    def detain(self, execution: Execution) -> None:
+        """Take *execution* from its deadline: what is done with it now is to be done to the end."""
+        if execution.deadline is not None:
+            self._wheel.discard(execution.slot, execution)
+        execution.phase = ExecutionPhase.STOPPING
+
+    def retry(self, execution: Execution, now: float) -> EndedAttempt:
+        """Remove *execution*, whose next attempt is on its way to the broker: this one is not to run again here."""
+        self.abandon(execution)
+        retries = self.retries
+        ended = retries[execution.key] = EndedAttempt(execution, now)
+        retries.move_to_end(execution.key)
+        if len(retries) > _MOST_RETRIES:
+            retries.popitem(last=False)
+        return ended
+
+    def _is_superseded(self, execution: Execution, now: float) -> bool:
+        ended = self.retries.get(execution.key)
+        return (
+            ended is not None
+            and ended.origin == execution.origin
+            and execution.attempt <= ended.attempt
+            and now - ended.ended_at < self._retries_age
+        )
 
     def abandon(self, execution: Execution) -> None:
         """Remove *execution* without a terminal state: its request goes back to the queue."""

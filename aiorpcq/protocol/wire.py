@@ -21,6 +21,7 @@ __all__ = [
     "MalformedMessage",
     "ReturnReason",
     "VersionRefused",
+    "carried",
     "check_metadata",
     "decode_request",
     "decode_state",
@@ -212,24 +213,35 @@ def republish(
     return Publication(
         exchange,
         routing_key,
-        Properties(
-            properties.content_type,
-            properties.content_encoding,
-            headers,
-            properties.delivery_mode,
-            properties.priority,
-            properties.correlation_id,
-            reply_to,
-            None if delayed else milliseconds,
-            properties.message_id,
-            properties.timestamp,
-            properties.type,
-            None,  # RabbitMQ refuses a message whose user-id is not the publisher's
-            properties.app_id,
-        ),
+        carried(properties, headers, properties.delivery_mode, reply_to, None if delayed else milliseconds),
         body,
         True,
         settled,
+    )
+
+
+def carried(
+    properties: Properties,
+    headers: dict[str, Any],
+    delivery_mode: int | None,
+    reply_to: str | None,
+    expiration: int | None,
+) -> Properties:
+    """Return the properties of a delivered request as they go on with it, but for what is given; milliseconds."""
+    return Properties(
+        properties.content_type,
+        properties.content_encoding,
+        headers,
+        delivery_mode,
+        properties.priority,
+        properties.correlation_id,
+        reply_to,
+        expiration,
+        properties.message_id,
+        properties.timestamp,
+        properties.type,
+        None,  # RabbitMQ refuses a message whose user-id is not the publisher's
+        properties.app_id,
     )
 
 

@@ -8,7 +8,7 @@ from ..protocol.messages import Outcome, Properties, Publication
 from ..protocol.wire import MalformedMessage, ReturnReason, decode_request, return_reason
 from ..states import PENDING
 
-__all__ = ["deadline_error", "lost_error", "refused_error", "returned_error"]
+__all__ = ["deadline_error", "lost_error", "refused_error", "returned_error", "unknown_error"]
 
 
 def deadline_error(call: Call) -> RPCError:
@@ -26,6 +26,12 @@ def deadline_error(call: Call) -> RPCError:
 def lost_error(call: Call, reason: str) -> RPCError:
     """Return what the loss of its connection is to *call*, where it cannot be claimed."""
     text = f"the connection was lost while the call was under way: {reason}"
+    return ConnectionLost(text, task_id=call.task_id, maybe_executed=True)
+
+
+def unknown_error(call: Call, before: str) -> RPCError:
+    """Return what it is to *call*, which has no deadline, that neither a worker nor a queue has it."""
+    text = f"{before}no worker and no queue knows the task any more"
     return ConnectionLost(text, task_id=call.task_id, maybe_executed=True)
 
 

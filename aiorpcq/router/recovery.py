@@ -1,7 +1,7 @@
 """Recovery: what is said to the broker beside requests, once there is a link that takes it.
 
-Requests that may have been lost and may be sent twice, cancels that found no link, and claims for the calls whose
-answers were to go to a reply queue that is gone.
+Requests that may have been lost and may be sent twice, cancels that found no link, claims for the calls whose answers
+were to go to a reply queue that is gone, and questions after the calls without a deadline.
 """
 
 from __future__ import annotations
@@ -10,22 +10,24 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from random import Random
-from typing import Final
+from typing import Final, Protocol
 from weakref import WeakSet
 
 from ..deadline import RETURN_GRACE
-from ..errors import ConnectionLost, RPCError
+from ..errors import RPCError
 from ..protocol.calls import Call, Phase, Sending
 from ..protocol.claims import ClaimTable
 from ..protocol.control import Answer, encode_command
 from ..protocol.messages import History, Outcome, Publication
 from ..protocol.retries import DELAY_STEPS
 from ..protocol.topology import TO_ALL, Names
+from ..protocol.watches import WatchTable
 from ..protocol.wire import republish
 from ..transports.base import Link
-from .endings import lost_error
+from .endings import lost_error, unknown_error
+from .waking import wake
 
 __all__ = ["Recovery"]
 
@@ -35,20 +37,31 @@ _OUTBOX: Final = 16_384
 _PATIENCE: Final = 30.0
 
 
+class _Asked(Protocol):
+    """Calls that workers and queues are asked after."""
+
+    def heard(self, task_ids: Iterable[str], now: float) -> None: ...
+
+    def silent(self, now: float, patience: float) -> list[Call]: ...
+
+
 class Recovery:
-    """Keeps calls alive over the loss of a connection.
+    """Keeps calls alive over the loss of a connection, and ends those that nobody knows and no deadline will end.
 
     One task sends what there is to send; it is made when there is something first. Of the commands that wait for a link
     the newest 16,384 are kept. A call without a deadline is given up after *patience* seconds of claims in which no
-    worker said to hold it and its queue, each time it was asked, was empty.
+    worker said to hold it and its queue, each time it was asked, was empty; where its connection was not lost, after
+    four times as long.
 
-    *settled* takes the broker's answer to a request that was sent again, *fail* settles a call.
+    *pending* are all calls; *settled* takes the broker's answer to a request that was sent again, *fail* settles a
+    call.
     """
 
     def __init__(
         self,
         names: Names,
         identity: str,
+        pending: Mapping[str, Call],
         settled: Callable[[Publication, Outcome], None],
         fail: Callable[[Call, RPCError], None],
         loop: asyncio.AbstractEventLoop,
@@ -57,13 +70,16 @@ class Recovery:
         self._names = names
         self._exchange = names.control.name
         self._inquiry = f"{identity}-held"
+        self._pending = pending
         self._settled = settled
         self._fail = fail
         self._loop = loop
         self._rng = rng
         self._link: Link | None = None
         self._reply_to = ""
+        self._origin: str | None = None
         self._claims = ClaimTable()
+        self._watches = WatchTable()
         self._again: deque[Call] = deque()
         self._repeated: WeakSet[Call] = WeakSet()
         self._outbox: deque[Publication] = deque(maxlen=_OUTBOX)
@@ -80,10 +96,15 @@ class Recovery:
         self._claims.drop_settled()
         return self._claims.resumed
 
-    def connected(self, link: Link, reply_to: str) -> None:
-        """Go on with *link*: claim what is to be claimed for the reply queue *reply_to*."""
-        self._link, self._reply_to = link, reply_to
+    def connected(self, link: Link, reply_to: str, origin: str | None) -> None:
+        """Go on with *link*: claim what is to be claimed for the reply queue *reply_to*.
+
+        *origin* is the name that proves whose calls they are; None where answers are direct, and nothing can be asked.
+        """
+        self._link, self._reply_to, self._origin = link, reply_to, origin
         self._claims.start(self._loop.time())
+        if any(call.deadline is None for call in self._pending.values()):
+            self.watch()
         if self._claims.due is not None or self._again or self._outbox:
             self._wake()
 
@@ -91,6 +112,7 @@ class Recovery:
         """Take in that the link is lost."""
         self._link = None
         self._claims.stop()
+        self._watches.stop()
 
     def claim(self, call: Call) -> None:
         """Have *call*, which has an origin, claimed with the next link."""
@@ -101,6 +123,12 @@ class Recovery:
         self._claims.add(call)
         if self._link is not None:
             self._claims.hasten(self._loop.time())
+            self._wake()
+
+    def watch(self) -> None:
+        """Have calls without a deadline asked after from time to time: there is one."""
+        if self._link is not None and self._origin is not None and self._watches.due is None:
+            self._watches.start(self._loop.time(), self.patience)
             self._wake()
 
     def on_gap(self, calls: Iterable[Call], error: RPCError) -> None:
@@ -139,7 +167,14 @@ class Recovery:
         """Take in which tasks of a claim a worker holds; return False where nobody asked."""
         if answer.id != self._inquiry or not isinstance(answer.value, list):
             return False
-        self._claims.heard((task_id for task_id in answer.value if isinstance(task_id, str)), self._loop.time())
+        held = [task_id for task_id in answer.value if isinstance(task_id, str)]
+        self._claims.heard(held, self._loop.time())
+        self._watches.heard(held, self._loop.time())
+        for task_id in held:
+            call = self._pending.get(task_id)
+            if call is not None and call.sending is Sending.LOST:
+                call.sending = Sending.CONFIRMED  # who holds it says no less than the confirm would have
+                wake(call)
         return True
 
     async def close(self) -> None:
@@ -171,26 +206,48 @@ class Recovery:
                     logger.debug("claims are interrupted: %s", error)
                 except Exception:  # without this task, calls without a deadline would wait for ever
                     logger.exception("claims are interrupted")
+            due = [at for at in (self._claims.due, self._watches.due) if at is not None]
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(self._claims.due):
+                async with asyncio.timeout_at(min(due, default=None)):
                     await self._work.wait()
 
     async def _perform(self, link: Link) -> None:
         """Send all that is to be sent by now, as long as *link* stands."""
         while self._again and await self._is_usable(link):
-            self._publish_again(link, self._again.popleft())
+            call = self._again.popleft()
+            try:
+                self._publish_again(link, call)
+            except Exception as error:  # one that cannot be sent again is not to keep the others
+                logger.exception("the request of task %s cannot be sent again", call.task_id)
+                if call.origin is None and call.phase is Phase.PENDING:
+                    self._fail(call, lost_error(call, f"it cannot be sent again: {error}"))
         while self._outbox and await self._is_usable(link):
             link.publish(self._outbox.popleft())
-        now, claims = self._loop.time(), self._claims
-        if claims.due is None or claims.due > now:
-            return
+        now = self._loop.time()
+        if self._watches.due is not None and self._watches.due <= now:
+            await self._ask_after_watched(link, now)
+        if self._claims.due is not None and self._claims.due <= now:
+            await self._claim(link, now)
+
+    async def _claim(self, link: Link, now: float) -> None:
+        claims = self._claims
         for claim in claims.take(self._reply_to, now, self._rng.random(), self._inquiry):
             if not await self._is_usable(link):
                 return
             link.publish(encode_command(claim, self._exchange, TO_ALL))
             self.claimed += 1
-        if claims.unbounded:
-            await self._ask_after_unbounded(link)
+        await self._ask_queues(link, claims, claims.unbounded, "the connection was lost, and ")
+
+    async def _ask_after_watched(self, link: Link, now: float) -> None:
+        assert self._origin is not None
+        calls = self._pending.items()
+        unbounded = [call for task_id, call in calls if call.deadline is None and task_id not in self._claims]
+        watches, chance = self._watches, self._rng.random()
+        for claim in watches.take(unbounded, self._origin, now, self.patience, chance, self._inquiry):
+            if not await self._is_usable(link):
+                return
+            link.publish(encode_command(claim, self._exchange, TO_ALL))
+        await self._ask_queues(link, watches, watches.asked, "")
 
     async def _is_usable(self, link: Link) -> bool:
         """Wait until *link* takes a publication; return False where it is lost."""
@@ -224,24 +281,22 @@ class Recovery:
         self._repeated.add(call)
         self.republished += 1
 
-    async def _ask_after_unbounded(self, link: Link) -> None:
-        """Ask the queues of the calls without a deadline, and give up those that nobody has."""
-        claims = self._claims
+    async def _ask_queues(self, link: Link, asked: _Asked, calls: Iterable[Call], before: str) -> None:
+        """Ask the queues of *calls*, which are without a deadline, and give up those that nobody has."""
         by_service: dict[str, list[str]] = {}
-        for call in claims.unbounded:
+        for call in calls:
             if call.route is not None:  # None of a task that was submitted elsewhere
                 by_service.setdefault(call.route.service, []).append(call.task_id)
         for service, task_ids in by_service.items():
             status = await link.inspect(self._names.service_queue(service).name)
             if status is not None and status.messages:
-                claims.heard(task_ids, self._loop.time())
-        silent = [call for call in claims.silent(self._loop.time(), self.patience) if call.route is not None]
+                asked.heard(task_ids, self._loop.time())
+        silent = [call for call in asked.silent(self._loop.time(), self.patience) if call.route is not None]
         if silent and await self._any_delayed(link):
-            claims.heard((call.task_id for call in silent), self._loop.time())
+            asked.heard((call.task_id for call in silent), self._loop.time())
             return
         for call in silent:
-            text = "the connection was lost, and no worker and no queue knows the task any more"
-            self._fail(call, ConnectionLost(text, task_id=call.task_id, maybe_executed=True))
+            self._fail(call, unknown_error(call, before))
 
     async def _any_delayed(self, link: Link) -> bool:
         """Tell whether a request waits, in a queue for delays, to be run again; whose it is cannot be seen."""

@@ -8,7 +8,8 @@ import secrets
 from collections.abc import Callable
 from typing import Final
 
-from ..errors import ConnectFailed, ConnectionLost, RPCError
+from ..errors import ConnectFailed, RPCError
+from ..protocol.messages import Outcome, Properties, Publication
 from ..protocol.topology import Queue
 from ..transports.base import Delivery, Link
 from .options import RouterOptions
@@ -22,6 +23,9 @@ _DIRECT_REPLY_TO: Final = "amq.rabbitmq.reply-to"
 """Not a queue: the broker replaces it by a name that leads to the channel (RabbitMQ, "Direct Reply-to")."""
 
 _DURABLE_PREFETCH: Final = 1_000
+
+_PROBE_TIMEOUT: Final = 1.0
+"""Seconds that the broker has to answer the probe; one that has run out of memory does not, and calls wait for it."""
 
 
 class ReplyConsumer:
@@ -55,6 +59,7 @@ class ReplyConsumer:
         self._loop = loop
         self._link: Link | None = None
         self._consuming: set[asyncio.Task[None]] = set()
+        self._ended: asyncio.Future[RPCError] | None = None
         self.name = ""
         self.origin: str | None = None
         self.is_consumed = False
@@ -63,7 +68,8 @@ class ReplyConsumer:
         """Declare what requests need, and consume the reply queue of a new connection.
 
         Raises:
-            ConnectFailed: something is refused; for a durable queue, by another client of that identity perhaps.
+            ConnectFailed: something is refused, to publish requests for instance; for a durable queue, by another
+                client of that identity perhaps.
             TopologyMismatch: something exists with other properties.
             ConnectionLost: the link was lost meanwhile.
         """
@@ -73,6 +79,7 @@ class ReplyConsumer:
         self.origin = None if queue is None else queue.name
         self._link = link
         await self._consume(link)
+        await self._probe(link)
 
     def lost(self) -> None:
         """Take in that the link is lost."""
@@ -94,6 +101,39 @@ class ReplyConsumer:
             assert options.identity is not None
             return options.names.durable_reply_queue(options.identity, options.reply_queue_ttl)
         return options.names.reply_queue(self._router_id[:8], generation, secrets.token_hex(_SECRET_BYTES))
+
+    async def _probe(self, link: Link) -> None:
+        """Publish a request that leads nowhere; raise where the broker does not let us publish requests.
+
+        It would close the channel for each (RabbitMQ, "Access Control"), and calls would wait for their deadlines.
+        After the consumer and not before, since a broker under an alarm hears nothing more once something is published.
+        """
+        if not link.writable:
+            return
+        exchange, outcome = self._options.names.requests.name, self._loop.create_future()
+
+        def settled(_: Publication, told: Outcome) -> None:
+            if not outcome.done():
+                outcome.set_result(told)
+
+        # Where an alternate exchange keeps what is unroutable, it does not keep this.
+        routing_key, properties = f"probe.{secrets.token_hex(_SECRET_BYTES)}", Properties(expiration=0)
+        ended = self._ended = self._loop.create_future()
+        try:
+            link.publish(Publication(exchange, routing_key, properties, b"", True, settled))
+            await asyncio.wait((outcome, link.lost), timeout=_PROBE_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+            is_closed = outcome.done() and outcome.result() is Outcome.LOST
+            if is_closed:  # the consumer is told why, once there is another channel
+                await asyncio.wait((ended, link.lost), timeout=_PROBE_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._ended = None
+        if link.lost.done():
+            raise link.lost.result()
+        if is_closed:
+            reason = ended.result() if ended.done() else "the broker closed the channel"
+            raise ConnectFailed(f"nothing can be published to exchange {exchange!r}: {reason}")
+        if ended.done():
+            raise ended.result()
 
     async def _consume(self, link: Link) -> None:
         def on_cancelled(error: RPCError) -> None:
@@ -129,6 +169,10 @@ class ReplyConsumer:
         if link is not self._link:
             return
         self.is_consumed = False
+        if self._ended is not None:
+            if not self._ended.done():
+                self._ended.set_result(error)
+            return
         if self._options.reply_queue == "direct":
             self._on_useless(error)  # answers under way were for the channel that is gone
             return
@@ -140,10 +184,11 @@ class ReplyConsumer:
         task.add_done_callback(self._consuming.discard)
 
     async def _consume_again(self, link: Link) -> None:
+        names = self._options.names
         try:
+            # The channel may have been closed because an exchange was deleted.
+            await link.declare(names.requests, names.control)
             await self._consume(link)
-        except ConnectionLost:
-            return  # the next connection has a reply queue of its own
-        except RPCError as error:
-            if link is self._link:
+        except RPCError as error:  # where the link is lost, the next one has a reply queue of its own
+            if link is self._link and not link.lost.done():
                 self._on_useless(error)

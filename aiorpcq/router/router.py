@@ -30,8 +30,9 @@ from .recovery import Recovery
 from .replies import ReplyConsumer
 from .statistics import RouterStatistics
 from .waitlist import Waitlist
+from .waking import wake
 
-__all__ = ["ReplyRouter", "wake"]
+__all__ = ["ReplyRouter"]
 
 logger = logging.getLogger("aiorpcq.client")
 
@@ -71,9 +72,9 @@ class ReplyRouter:
         self._lost: tuple[float, RPCError] | None = None
         self.waitlist = Waitlist(self.table.pending)
         self._waiters = self.waitlist.waiters  # one look less for every answer
-        names, identity = options.names, self._id
-        settled = self.request_settled
-        self.recovery = Recovery(names, identity, settled, self.fail, loop, Random() if rng is None else rng)
+        names, identity, pending = options.names, self._id, self.table.pending
+        settled, chance = self.request_settled, Random() if rng is None else rng
+        self.recovery = Recovery(names, identity, pending, settled, self.fail, loop, chance)
         self._cancellation = Cancellation(names, self.recovery.send, self.now)
         self._cancelled = self._cancellation.ring.cancels  # and here
         self._inquiries = Inquiries(identity, names.control.name, self.recovery.send)
@@ -131,6 +132,8 @@ class ReplyRouter:
                 return Health(False, f"not connected to {address} yet")
             at, error = lost
             return Health(False, f"not connected to {address} for {self.now() - at:.1f} s: {error}")
+        if link.lost.done():
+            return Health(False, f"not connected to {self._supervisor.address} any more: {link.lost.result()}")
         if not self._replies.is_consumed:
             return Health(False, f"the reply queue {self.reply_to} is not consumed")
         if not link.writable:
@@ -165,7 +168,9 @@ class ReplyRouter:
         except ValueError as error:
             raise UsageError(str(error), task_id=call.task_id) from None
         call.waiter = self._loop.create_future()
-        if call.deadline is not None and call.deadline < self._timer_at:
+        if call.deadline is None:
+            self.recovery.watch()
+        elif call.deadline < self._timer_at:
             self._schedule()
 
     def attach(self, call: Call) -> None:
@@ -205,12 +210,13 @@ class ReplyRouter:
         self._admit()
 
     def cancel(self, call: Call, mode: CancelMode) -> None:
-        """Revoke the task of *call*, if it has not ended. With "killnowait" it ends here at once."""
+        """Revoke the task of *call*, if it has not ended. With "killnowait", or not sent yet, it ends here at once."""
         if call.phase is not _PENDING:
             return
-        if call.sending is not Sending.UNSENT:
+        is_unsent = call.sending is Sending.UNSENT
+        if not is_unsent:
             self._send_cancel(call, mode)
-        if mode == "killnowait":
+        if is_unsent or mode == "killnowait":
             error = TaskRevoked("the task was revoked", task_id=call.task_id, maybe_executed=call.maybe_executed)
             self.fail(call, error)
 
@@ -258,7 +264,7 @@ class ReplyRouter:
     async def _setup(self, link: Link, generation: int) -> None:
         await self._replies.open(link, generation)
         self.reply_to, self.origin = self._replies.name, self._replies.origin
-        self.recovery.connected(link, self.reply_to)
+        self.recovery.connected(link, self.reply_to, self.origin)
 
     def _on_lost(self, error: RPCError) -> None:
         """Settle what can no longer be answered; what can be is claimed with the next link."""
@@ -321,7 +327,8 @@ class ReplyRouter:
                 logger.warning("a message on the reply queue is no state (later ones are only counted): %s", error)
             self._malformed += 1
             return
-        if not (self.recovery.on_held(answer) if answer.question == "held" else self._inquiries.receive(answer)):
+        is_expected = self.recovery.on_held(answer) if answer.question == "held" else self._inquiries.receive(answer)
+        if not is_expected and answer.question != "ping":  # a worker that looks for its caller pings unasked
             self._orphaned += 1
 
     def _on_oversize(self, message: StateMessage, size: int) -> None:
@@ -382,15 +389,3 @@ class ReplyRouter:
             wake(call)
         self._admit()
         self._schedule()
-
-
-def wake(call: Call) -> None:
-    """Wake whoever waits for *call*: its end, or its next state."""
-    waiter = call.waiter
-    if waiter is not None and call.phase is not _PENDING and not waiter.done():
-        waiter.set_result(None)
-    if call.watchers:
-        watchers, call.watchers = call.watchers, []
-        for watcher in watchers:
-            if not watcher.done():
-                watcher.set_result(None)

@@ -14,10 +14,13 @@ from typing import Final
 from ..errors import ConnectFailed, ConnectionLost, RPCError
 from .base import Link, Transport
 
-__all__ = ["CONNECT_TIMEOUT", "Supervisor"]
+__all__ = ["CONNECT_TIMEOUT", "STABLE_AFTER", "Supervisor"]
 
 CONNECT_TIMEOUT: Final = 10.0
 """Seconds that one try to open a link and set it up may take."""
+
+STABLE_AFTER: Final = 2.0
+"""Seconds that a link has to stand for the backoff to begin anew once it is lost."""
 
 _BACKOFF_BASE: Final = 0.1
 _BACKOFF_LIMIT: Final = 10.0
@@ -32,8 +35,9 @@ class Supervisor:
 
     A lost link is replaced in rounds over all *transports*: the one that was lost is tried last, the others in an order
     of chance, so that the clients of a broker that went away spread over those that are left. Before each round it
-    waits a random time of at most 0.1 s, doubled with each failed round up to 10 s ("full jitter"). *random* is where
-    chance comes from.
+    waits a random time of at most 0.1 s, doubled with each round up to 10 s ("full jitter"), until a link has stood for
+    2 s: one that is lost right after its setup is no better than one that cannot be opened. *random* is where chance
+    comes from, *now* the clock, by default the loop's.
     """
 
     def __init__(
@@ -44,12 +48,15 @@ class Supervisor:
         logger: logging.Logger,
         *,
         random: Random | None = None,
+        now: Callable[[], float] | None = None,
     ) -> None:
         self._transports = tuple(transports) if isinstance(transports, Sequence) else (transports,)
         self._transport = self._transports[0]
         self._random = Random() if random is None else random
         self._setup = setup
         self._on_lost = on_lost
+        self._now = now
+        self._rounds = 0  # since the last link that was stable
         self._logger = logger
         self.link: Link | None = None
         self.generation = 0
@@ -146,7 +153,9 @@ class Supervisor:
         return link
 
     async def _run(self, link: Link) -> None:
+        now = self._now or asyncio.get_running_loop().time
         while True:
+            since = now()
             given_up = self._given_up
             assert given_up is not None
             await asyncio.wait((link.lost, given_up), return_when=asyncio.FIRST_COMPLETED)
@@ -157,15 +166,21 @@ class Supervisor:
                 error = given_up.result()
                 await link.close()  # before its owner hears of it, like the end of a link that was lost
             self._logger.warning("lost the connection to %s: %s", self.address, error)
-            self._on_lost(error)
+            try:
+                self._on_lost(error)
+            except Exception:  # as below: without this task there would never be another link
+                self._logger.exception("what the loss of the connection calls for failed")
             await link.close()
+            if now() - since >= STABLE_AFTER:
+                self._rounds = 0
             link = await self._reconnect()
             self._logger.info("connected to %s again", self.address)
 
     async def _reconnect(self) -> Link:
         failures, lost = 0, self._transport
         while True:
-            longest = min(_BACKOFF_LIMIT, _BACKOFF_BASE * 2 ** min(failures, _DOUBLINGS))
+            longest = min(_BACKOFF_LIMIT, _BACKOFF_BASE * 2 ** min(self._rounds, _DOUBLINGS))
+            self._rounds += 1
             await asyncio.sleep(self._random.uniform(0, longest))
             for transport in self._round(lost):
                 try:

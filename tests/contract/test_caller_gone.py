@@ -10,7 +10,7 @@ from aiorpcq import CacheLimits, Service
 from aiorpcq.method import OnCallerGone
 
 from .breaking import Breaking
-from .parties import BystanderFactory, Gate, WorkerFactory, eventually, request_for
+from .parties import BystanderFactory, ClientFactory, Gate, WorkerFactory, eventually, request_for
 from .workbench import answer_to, claim, ready
 
 GRACE = 0.2
@@ -115,3 +115,28 @@ async def test_a_run_that_may_finish_is_returned_cached_and_evicted(
     assert await answer_to(new, "t") == ("SUCCESS", "done")
     await eventually(lambda: serving.statistics().cached == 0)
     assert serving.statistics().cache_evicted == 1
+
+
+async def test_a_caller_with_a_direct_reply_queue_is_not_taken_for_gone(
+    worker: WorkerFactory, client: ClientFactory
+) -> None:
+    """What is sent to one comes back where it is mandatory, whoever is there."""
+    waiting = Waiting("cancel")
+    serving = await worker(waiting.service, caller_gone_grace=GRACE)
+    calling = asyncio.ensure_future((await client(reply_queue="direct")).call("work"))
+    await waiting.gate.entered()
+    await asyncio.sleep(2 * GRACE)
+    waiting.gate.open()
+    assert await calling == "done"
+    assert serving.statistics().callers_gone == 0
+
+
+async def test_who_was_answered_is_not_watched_any_more(worker: WorkerFactory, bystander: BystanderFactory) -> None:
+    waiting, stranger = Waiting("cancel"), await bystander()
+    serving = await worker(waiting.service)
+    waiting.gate.open()
+    replies = await stranger.reply_queue()
+    for number in range(50):
+        await stranger.request(request_for("work", task_id=str(number), reply_to=replies.name))
+        assert await answer_to(replies, str(number)) == ("SUCCESS", "done")
+    assert serving._started.executor.callers._watched == {}

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from aiorpcq import DeadlineExceeded, Service, TaskRevoked, UsageError
+from aiorpcq.protocol.control import CancelMode
 
 from .breaking import Breaking, next_generation
 from .parties import ClientFactory, Gate, ReplyQueue, WorkerFactory, calculator, eventually, leaving
@@ -275,6 +276,28 @@ async def test_a_call_that_was_not_sent_cancels_nothing(client: ClientFactory, b
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
     assert (caller.statistics().cancelled, caller.statistics().pending) == (0, 0)
+
+
+@MODES
+@pytest.mark.parametrize("way", ["call", "submit", "cast"])
+async def test_a_cancel_of_what_was_not_sent_ends_it_and_nothing_is_sent(
+    client: ClientFactory, understudy: Understudy, breaking: Breaking, way: str, mode: CancelMode
+) -> None:
+    if breaking.broker is None:
+        pytest.skip("an alarm is for the whole of the suite's broker; see tests/faults")
+    service = await understudy.serve("odd")
+    caller = await client()
+    breaking.broker.block()
+    waiting = asyncio.ensure_future(getattr(caller.with_options(task_id="mine"), way)("odd.one"))
+    await eventually(lambda: caller.statistics().pending == 1)
+    await caller.cancel("mine", mode)
+    with pytest.raises(TaskRevoked) as caught:
+        await waiting
+    assert (caught.value.task_id, caught.value.maybe_executed) == ("mine", False)
+    breaking.broker.unblock()
+    await caller.with_options(task_id="next").cast("odd.one")
+    assert (await service.next()).properties.correlation_id == "next"
+    assert caller.statistics().cancelled == 0
 
 
 @pytest.mark.parametrize("way", ["deadline", "stream", "result", "closing"])

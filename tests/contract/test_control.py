@@ -13,7 +13,7 @@ import pytest
 from aiorpcq import Context, Service
 from aiorpcq.protocol.control import CancelMode, Claim, Inquiry, decode_answer, encode_command
 from aiorpcq.protocol.messages import History, Properties, Publication
-from aiorpcq.protocol.topology import TO_ALL, Names
+from aiorpcq.protocol.topology import TO_ALL, Exchange, Names
 from aiorpcq.transports.base import Delivery
 
 from .breaking import Breaking
@@ -247,6 +247,37 @@ async def test_a_cancel_reaches_a_worker_whose_control_queue_was_deleted(
     assert [name for name, _ in await replies.until_terminal()] == ["STARTED", "SUCCESS"]
 
 
+async def test_a_worker_hears_again_once_what_keeps_it_from_that_is_gone_on_the_same_connection(
+    worker: WorkerFactory, bystander: BystanderFactory, breaking: Breaking, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody has deleted the control exchange, and made another of its name."""
+    waiting, stranger, control = Waiting(), await bystander(), Names().control
+    serving = await worker(waiting.service)
+    replies = await stranger.reply_queue()
+    await waiting_request(stranger, replies)
+    await waiting.gate.entered()
+    await delete_exchange(breaking, control.name)
+    await stranger._link.declare(Exchange(control.name, "fanout"))
+    await breaking.delete_queue(Names().control_queue(serving.id, 1).name)
+    await eventually(lambda: caplog.text.count("cannot listen for control messages") >= 2)
+    await delete_exchange(breaking, control.name)
+    await stranger._link.declare(control)
+    while not serving.statistics().inquiries:
+        await command(stranger, Inquiry("ping", "i", "rpc.reply.nobody"))
+        await asyncio.sleep(0.001)
+    await cancel(stranger, "t", replies.name)
+    assert await answer_to(replies, "t") == ("REVOKED", None)
+    assert (serving._started.supervisor.generation, serving.statistics().adopted) == (1, 0)
+
+
+async def delete_exchange(breaking: Breaking, name: str) -> None:
+    """Delete an exchange behind everybody's back."""
+    if breaking.broker is not None:
+        del breaking.broker._exchanges[name]
+    else:
+        await asyncio.to_thread(breaking._node.delete_exchange, name, breaking._vhost)
+
+
 # --- the STARTED of a bare call
 
 
@@ -475,17 +506,21 @@ async def test_what_a_caller_may_do_is_proved_by_its_first_reply_queue(
 
 
 async def test_workers_answer_who_asks(worker: WorkerFactory, bystander: BystanderFactory) -> None:
-    stranger = await bystander()
-    serving = await worker(calculator(), calculator("math"), concurrency=7)
+    stranger, own = await bystander(), Service("own", delivery="at_most_once")
+    own.method(name="work")(calculator().methods["add"].function)
+    serving = await worker(calculator(), calculator("math"), own, concurrency=7, delivery="no_rerun")
     replies = await stranger.reply_queue()
     ping = await ask(stranger, "ping", replies)
     assert (ping.properties.type, ping.properties.correlation_id) == (None, "i")
     answer = decode_answer(ping.properties, ping.body)
     assert (answer.question, answer.worker_id, answer.value) == ("ping", serving.id, None)
-    said = {"delivery": None, "idempotent": False}
+    said = {"delivery": "no_rerun", "idempotent": False}  # what is in force, where the method does not say
     info = body_of_answer(await ask(stranger, "info", replies))
     assert info == {
-        "services": {name: dict.fromkeys(("add", "count", "echo", "fail"), said) for name in ("default", "math")},
+        "services": {
+            **{name: dict.fromkeys(("add", "count", "echo", "fail"), said) for name in ("default", "math")},
+            "own": {"work": {"delivery": "at_most_once", "idempotent": False}},
+        },
         "concurrency": 7,
         "running": 0,
         "started": 0,

@@ -12,7 +12,7 @@ from aiorpcq.protocol.deliveries import DeliveryMode
 from aiorpcq.protocol.messages import History
 
 from .breaking import Breaking
-from .parties import BystanderFactory, Gate, WorkerFactory, eventually, request_for
+from .parties import Bystander, BystanderFactory, Gate, ReplyQueue, WorkerFactory, eventually, request_for
 from .workbench import answer_to, dead_letter, die, lose_run, ready
 
 Kind = Literal["classic", "quorum"]
@@ -133,41 +133,84 @@ async def test_max_attempts_can_be_said_of_a_method_and_of_a_service(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_run_that_the_draining_worker_cancels_is_counted_as_lost(
+async def test_a_run_that_the_draining_worker_cancels_is_its_next_attempt_and_not_lost(
     worker: WorkerFactory, bystander: BystanderFactory, kind: Kind
 ) -> None:
-    """However often: what is nacked is not counted by a quorum queue from 4.0 on."""
+    """However often workers are stopped: nothing is poisoned by that."""
     gate, stranger = Gate(), await bystander()
     runs = Runs(kind, gate)
     await stranger.declare("default", arguments(kind))
     replies = await stranger.reply_queue()
     await stranger.request(request_for("run", task_id="t", reply_to=replies.name))
+    for _ in range(3):
+        stopping = await worker(runs.service, max_attempts=1, grace=0)
+        await gate.entered()
+        await stopping.aclose()
+    gate.open()
+    await worker(runs.service, max_attempts=1)
+    assert await answer_to(replies, "t") == ("SUCCESS", 4)
+    assert runs.seen == [(1, False), (2, False), (3, False), (4, False)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_cancelled_runs_are_not_added_to_those_that_were_lost(
+    worker: WorkerFactory, bystander: BystanderFactory, url: str, kind: Kind
+) -> None:
+    gate, stranger = Gate(), await bystander()
+    runs = Runs(kind, gate)
+    await stranger.declare("default", arguments(kind))
+    replies = await stranger.reply_queue()
+    await stranger.request(request_for("run", task_id="t", reply_to=replies.name))
+    await lose_run(url)
     for _ in range(2):
         stopping = await worker(runs.service, max_attempts=2, grace=0)
         await gate.entered()
         await stopping.aclose()
+    doomed = await worker(runs.service, max_attempts=2, grace=0)
+    await gate.entered()
+    await die(doomed)
     await worker(runs.service, max_attempts=2)
     assert (await answer_to(replies, "t"))[1]["error"] == "Poisoned"
-    assert runs.seen == [(1, False), (2, True)]
+    assert runs.seen == [(2, True), (3, True), (4, True)]
+    assert (await dead_letter(stranger)).losses == 2
 
 
-async def test_lost_connections_and_cancelled_runs_add_up(
+async def test_a_request_that_a_quorum_queue_has_often_delivered_is_published_again_before_the_queue_drops_it(
     worker: WorkerFactory, bystander: BystanderFactory, url: str
 ) -> None:
-    """On a quorum queue, which from 4.0 on counts the ones and not the others."""
-    gate, stranger = Gate(), await bystander()
-    runs = Runs("quorum", gate)
+    """From 4.0 on a quorum queue delivers no more than 20 times, whatever `max_attempts` allows."""
+    stranger, runs = await bystander(), Runs("quorum")
     await stranger.declare("default", arguments("quorum"))
     replies = await stranger.reply_queue()
     await stranger.request(request_for("run", task_id="t", reply_to=replies.name))
-    await lose_run(url)
-    for _ in range(3):
-        stopping = await worker(runs.service, max_attempts=4, grace=0)
-        await gate.entered()
-        await stopping.aclose()
-    await worker(runs.service, max_attempts=4)
-    assert (await answer_to(replies, "t"))[1]["error"] == "Poisoned"
-    assert runs.seen == [(2, True), (3, True), (4, True)]
+    for _ in range(10):
+        await lose_run(url)
+    serving = await worker(runs.service, max_attempts=30)
+    assert await answer_to(replies, "t") == ("SUCCESS", 1)
+    assert (runs.seen, serving.statistics().republisher.counted) == ([(11, True)], 1)
+
+
+async def test_a_lost_run_whose_queue_is_full_is_answered_and_holds_nobody_up(
+    worker: WorkerFactory, bystander: BystanderFactory, url: str
+) -> None:
+    stranger, runs = await bystander(), Runs()
+    runs.service.queue_arguments.update({"x-max-length": 1, "x-overflow": "reject-publish-dlx"})
+    await stranger.declare("default", runs.service.queue_arguments)
+    replies = await stranger.reply_queue()
+    async with Bystander.connected(url) as doomed:
+        taken = ReplyQueue("rpc.default")
+        await doomed._link.consume(taken.name, taken.inbox.put_nowait, prefetch=1)
+        await stranger.request(request_for("run", task_id="lost", reply_to=replies.name))
+        await taken.next()
+        await stranger.request(request_for("run", task_id="waiting", reply_to=replies.name))
+    serving = await worker(runs.service, concurrency=1)
+    name, value = await answer_to(replies, "lost")
+    assert (name, value["error"], value["maybe_executed"]) == ("FAILURE", "Overloaded", True)
+    assert await answer_to(replies, "waiting") == ("SUCCESS", 1)
+    statistics = serving.statistics().republisher
+    assert (statistics.counted, statistics.failed) == (1, 1)
+    await serving.aclose()
+    assert await ready(stranger) == 0
 
 
 async def test_a_dead_letter_queue_that_was_deleted_is_declared_again(

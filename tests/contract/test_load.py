@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from aiorpcq import ConnectionLost, DeadlineExceeded, NoWorkers, Overloaded, Service, Unroutable
+from aiorpcq import CodecError, ConnectionLost, DeadlineExceeded, NoWorkers, Overloaded, Service, Unroutable
 
 from .breaking import Breaking, next_generation
 from .parties import BystanderFactory, ClientFactory, Gate, WorkerFactory, calculator, eventually
@@ -101,6 +101,25 @@ async def test_a_waiter_that_goes_away_leaves_its_turn_to_another(client: Client
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert [outcomes[0], *outcomes[2:]] == [0, 2, 3]
     assert isinstance(outcomes[1], asyncio.CancelledError)
+    assert (caller.statistics().pending, caller.statistics().waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("way", ["call", "submit", "cast"])
+async def test_a_waiter_whose_call_cannot_be_made_leaves_its_turn_to_another(
+    client: ClientFactory, worker: WorkerFactory, way: str
+) -> None:
+    gate = Gate()
+    await worker(waiting(gate))
+    caller = await client(max_pending=1, when_full="wait")
+    first = asyncio.ensure_future(caller.call("wait"))
+    await gate.entered()
+    second = asyncio.ensure_future(getattr(caller, way)("wait", object()))
+    third = asyncio.ensure_future(caller.call("add", 1, 2))
+    await eventually(lambda: caller.statistics().waiting == 2)
+    gate.open()
+    with pytest.raises(CodecError):
+        await second
+    assert (await first, await third) == (0, 3)
     assert (caller.statistics().pending, caller.statistics().waiting) == (0, 0)
 
 

@@ -186,14 +186,16 @@ def stopped_midway(gate: Gate, delivery: DeliveryMode) -> Service:
     service = Service(delivery=delivery)
 
     @service.method
-    async def run(ctx: Context) -> bool:
+    async def run(ctx: Context) -> tuple[int, bool]:
         await gate.wait()
-        return ctx.redelivered
+        return ctx.attempt, ctx.redelivered
 
     return service
 
 
-async def test_a_run_that_its_worker_gives_back_is_redelivered(client: ClientFactory, worker: WorkerFactory) -> None:
+async def test_a_run_that_its_worker_gives_back_is_run_as_its_next_attempt(
+    client: ClientFactory, worker: WorkerFactory
+) -> None:
     gate = Gate()
     first = await worker(stopped_midway(gate, "at_least_once"), grace=0.0)
     task = await (await client()).submit("run")
@@ -201,7 +203,7 @@ async def test_a_run_that_its_worker_gives_back_is_redelivered(client: ClientFac
     await first.aclose()
     gate.open()
     await worker(stopped_midway(gate, "at_least_once"))
-    assert await task is True
+    assert await task == (2, False)
 
 
 async def test_a_run_that_was_acknowledged_at_its_start_is_answered_by_the_worker_that_stops(

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from aiorpcq import Client, ConnectionLost, Context, Service, Unroutable
-from aiorpcq.protocol.control import Claim
+from aiorpcq import Client, ConnectionLost, Context, DeadlineExceeded, Service, Unroutable
+from aiorpcq.protocol.control import Claim, Inquiry
 from aiorpcq.protocol.messages import Properties
 from aiorpcq.transports.base import Delivery
 
 from .breaking import Breaking, next_generation
-from .parties import ClientFactory, Gate, ReplyQueue, WorkerFactory, calculator, eventually
+from .parties import PATIENCE, ClientFactory, Gate, ReplyQueue, WorkerFactory, calculator, eventually
 from .understudy import Understudy
 
 
@@ -288,6 +288,22 @@ async def test_an_unconfirmed_request_that_nobody_answers_is_lost_at_its_deadlin
     assert caller.statistics().pending == 0
 
 
+@pytest.mark.parametrize("timeout", [None, 30.0])
+async def test_an_unconfirmed_request_that_a_worker_holds_is_submitted(
+    client: ClientFactory, worker: WorkerFactory, breaking: Breaking, timeout: float | None
+) -> None:
+    gate = Gate()
+    await worker(waiting(gate))
+    caller = await client(timeout=timeout)
+    lose_confirm(breaking)
+    submitting = asyncio.ensure_future(caller.submit("wait"))
+    await gate.entered()
+    async with asyncio.timeout(PATIENCE):
+        task = await submitting
+    gate.open()
+    assert await task == "done"
+
+
 async def test_an_unconfirmed_cast_is_lost_at_once(
     client: ClientFactory, understudy: Understudy, breaking: Breaking
 ) -> None:
@@ -414,9 +430,63 @@ async def test_a_call_without_deadline_that_is_queued_is_waited_for(
     assert await call == 3
 
 
+@pytest.mark.parametrize("on_disconnect", ["resume", "fail"])
+async def test_a_call_without_deadline_whose_queue_is_deleted_is_given_up_though_its_connection_stands(
+    client: ClientFactory, understudy: Understudy, breaking: Breaking, on_disconnect: str
+) -> None:
+    queue = await understudy.declare("odd")
+    caller = await client(timeout=None, on_disconnect=on_disconnect)
+    impatient(caller, 0.1)
+    call = asyncio.ensure_future(caller.call("odd.one"))
+    await understudy.claim()
+    await understudy.claim()
+    assert not call.done()
+    await breaking.delete_queue(queue)
+    with pytest.raises(ConnectionLost, match="no worker and no queue") as caught:
+        await call
+    assert caught.value.maybe_executed
+    assert (caller.statistics().pending, caller.statistics().claims) == (0, 0)
+
+
+async def test_a_call_without_deadline_that_a_worker_holds_is_waited_for_while_the_connection_stands(
+    client: ClientFactory, worker: WorkerFactory, understudy: Understudy
+) -> None:
+    gate = Gate()
+    await worker(waiting(gate))
+    caller = await client(timeout=None)
+    impatient(caller, 0.05)
+    calls = [asyncio.ensure_future(caller.call("wait", number)) for number in range(2)]
+    for _ in range(10):  # far beyond the patience
+        await understudy.claim()
+    assert not any(call.done() for call in calls)
+    gate.open()
+    assert await asyncio.gather(*calls) == [0, 1]
+
+
+async def test_a_call_with_a_deadline_is_not_asked_after_while_the_connection_stands(
+    client: ClientFactory, understudy: Understudy
+) -> None:
+    service = await understudy.serve("odd")
+    caller = await client(timeout=0.4)
+    impatient(caller, 0.05)
+    with pytest.raises(DeadlineExceeded):
+        await caller.call("odd.one")
+    await service.next()
+    assert understudy.commands.empty()
+
+
 async def test_answers_that_nobody_waits_for_are_counted(client: ClientFactory, understudy: Understudy) -> None:
     caller = await client()
     replies = await understudy.reply_queue_of(caller)
     await understudy.answer(Claim("x", replies, (), 1.0, "unknown"), "worker", [])
+    await eventually(lambda: caller.statistics().orphaned == 1)
+    assert caller.statistics().malformed == 0
+
+
+async def test_a_worker_that_looks_for_its_caller_is_not_counted(client: ClientFactory, understudy: Understudy) -> None:
+    caller = await client()
+    replies = await understudy.reply_queue_of(caller)
+    await understudy.answer(Inquiry("ping", "task", replies), "worker", None)
+    await understudy.answer(Claim("x", replies, (), 1.0, "unknown"), "worker", [])  # comes behind it
     await eventually(lambda: caller.statistics().orphaned == 1)
     assert caller.statistics().malformed == 0

@@ -176,4 +176,4 @@ async def test_what_goes_back_while_the_binding_is_gone_brings_it_back(
     assert stopping.statistics().republisher.failed == 0
     taken = await take(stranger)
     headers = taken.properties.headers or {}
-    assert (taken.redelivered, headers["attempt"], headers["losses"]) == (False, 2, 1)
+    assert (taken.redelivered, headers["attempt"], "losses" in headers) == (False, 2, False)

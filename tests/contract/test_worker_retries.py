@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from aiorpcq import Context, Service
+from aiorpcq import Context, Overloaded, Service
 from aiorpcq.protocol.messages import History
+from aiorpcq.protocol.topology import Queue
 from aiorpcq.protocol.wire import ReturnReason, return_reason
 from aiorpcq.retry import Busy, Retry, RetryPolicy
 
@@ -32,15 +33,15 @@ class Trying:
         self.attempts: list[int] = []
         self.remaining: list[float | None] = []
         self.redelivered: list[bool] = []
-        left = list(failures)
+        self.left = list(failures)
 
         @self.service.method(retry=policy)
         async def work(ctx: Context) -> str:
             self.attempts.append(ctx.attempt)
             self.remaining.append(ctx.remaining)
             self.redelivered.append(ctx.redelivered)
-            if left:
-                raise left.pop(0)
+            if self.left:
+                raise self.left.pop(0)
             return "done"
 
         @self.service.method
@@ -322,3 +323,101 @@ async def test_a_drain_waits_until_what_is_to_be_held_is_at_the_broker(
     gate.open()
     await closing
     assert (await ready(stranger, "rpc.retry.1800000"), await ready(stranger)) == (1, 0)
+
+
+async def test_a_delay_queue_that_somebody_declared_otherwise_costs_the_retry_and_no_lost_runs(
+    worker: WorkerFactory, bystander: BystanderFactory
+) -> None:
+    trying = Trying(ValueError("boom"), policy=RetryPolicy(on=(ValueError,), attempts=3, backoff=0.1, jitter="none"))
+    stranger = await bystander()
+    await stranger._link.declare(Queue(DELAY_QUEUE))
+    serving = await worker(trying.service)
+    replies = await stranger.reply_queue()
+    await stranger.request(request_for("work", task_id="t", reply_to=replies.name))
+    name, value = await answer_to(replies, "t")
+    assert (name, value["type"], value["message"]) == ("FAILURE", "ValueError", "boom")
+    statistics = serving.statistics().republisher
+    assert (trying.attempts, statistics.failed, statistics.counted) == ([1], 1, 0)
+    await serving.aclose()
+    assert await ready(stranger) == 0
+
+
+async def test_what_a_full_queue_does_not_take_again_ends_with_the_methods_own_error(
+    worker: WorkerFactory, bystander: BystanderFactory
+) -> None:
+    service, gate, stranger = Service(max_length=1, overflow="reject-publish"), Gate(), await bystander()
+
+    @service.method
+    async def work() -> None:
+        await gate.wait()
+        raise Retry("boom", delay=0)
+
+    await worker(service, concurrency=1)
+    replies = await stranger.reply_queue()
+    await stranger.request(request_for("work", task_id="t", reply_to=replies.name))
+    await gate.entered()
+    await stranger.request(request_for("work", task_id="filler", reply_to=None))
+    gate.open()
+    name, value = await answer_to(replies, "t")
+    assert (name, value["type"], value["message"]) == ("FAILURE", "Retry", "boom")
+
+
+async def test_what_a_full_queue_does_not_take_after_the_delay_comes_back_to_its_caller(
+    worker: WorkerFactory, bystander: BystanderFactory, client: ClientFactory
+) -> None:
+    service, gate, stranger = Service(max_length=1, overflow="reject-publish"), Gate(), await bystander()
+
+    @service.method
+    async def again() -> None:
+        raise Retry(delay=0.5)
+
+    @service.method
+    async def hold() -> None:
+        await gate.wait()
+
+    serving = await worker(service, concurrency=1)
+    caller = await client(timeout=None)
+    calling = asyncio.ensure_future(caller.call("again"))
+    await eventually(lambda: serving.statistics().republisher.retried == 1)
+    await stranger.request(request_for("hold", task_id="running", reply_to=None))
+    await gate.entered()
+    await stranger.request(request_for("hold", task_id="filler", reply_to=None))
+    async with asyncio.timeout(10):
+        with pytest.raises(Overloaded):
+            await calling
+    gate.open()
+
+
+async def test_a_delay_exchange_that_was_deleted_is_declared_again_and_no_neighbour_runs_twice(
+    worker: WorkerFactory, bystander: BystanderFactory, breaking: Breaking
+) -> None:
+    """The broker closes the channel over it, with all that runs; none of that is a lost run."""
+    gate, stranger = Gate(), await bystander()
+    trying = Trying(Retry(delay=0.1), delivery="no_rerun")
+
+    @trying.service.method
+    async def neighbour(ctx: Context) -> int:
+        await gate.wait()
+        return ctx.attempt
+
+    serving = await worker(trying.service)
+    replies = await stranger.reply_queue()
+    await stranger.request(request_for("neighbour", task_id="neighbour", reply_to=replies.name))
+    await gate.entered()
+    await stranger.request(request_for("work", task_id="t", reply_to=replies.name))
+    assert await answer_to(replies, "t") == ("SUCCESS", "done")
+    await delete_exchange(breaking, DELAY_QUEUE)
+    trying.left.append(Retry(delay=0.1))
+    await stranger.request(request_for("work", task_id="u", reply_to=replies.name))
+    assert await answer_to(replies, "u") == ("SUCCESS", "done")
+    gate.open()
+    assert await answer_to(replies, "neighbour") == ("SUCCESS", 1)
+    assert serving.statistics().republisher.buried == 0
+
+
+async def delete_exchange(breaking: Breaking, name: str) -> None:
+    """Delete an exchange behind everybody's back."""
+    if breaking.broker is not None:
+        del breaking.broker._exchanges[name]
+    else:
+        await asyncio.to_thread(breaking._node.delete_exchange, name, breaking._vhost)

@@ -197,9 +197,11 @@ class Control:
         )
 
     def close_channels(
-        self, code: Literal[404, 406], *, number: int = 1, name: str | None = None, vhost: str | None = None
+        self, code: Literal[404, 406], *, number: int | None = 1, name: str | None = None, vhost: str | None = None
     ) -> int:
         """Have the broker close channel *number* of the connections that *name* and *vhost* choose; return how many.
+
+        With None it is the channels that consume from a queue.
 
         As if the client had made the mistake that *code* stands for: 404 NOT_FOUND, 406 PRECONDITION_FAILED. Only
         connections to this node are looked at.
@@ -209,13 +211,14 @@ class Control:
             404: f"{{'queue.declare', 0, {binary('no such queue')}, true, false, false, false, false, []}}",
             406: "{'basic.ack', 4294967295, false}",
         }[code]
+        key, value = ("consumer_count", "Consumers") if number is None else ("number", number)
         return int(
             self.eval(
                 f"length([gen_server2:cast(Channel, {{method, {mistake}, none, noflow}}) "
                 "|| Channel <- rabbit_channel:list_local(), "
-                f"[{{number, {number}}}, {{connection, P}}] <- "
-                "[catch rabbit_channel:info(Channel, [number, connection])], "
-                f"{_is_chosen('P', name, vhost)}])"
+                f"[{{{key}, {value}}}, {{connection, P}}] <- "
+                f"[catch rabbit_channel:info(Channel, [{key}, connection])], "
+                f"{'true' if number else 'Consumers > 0'}, {_is_chosen('P', name, vhost)}])"
             )
         )
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiorpcq.errors import ConnectionLost
-from aiorpcq.protocol.calls import Call, CallTable, TaskIds
+from aiorpcq.protocol.calls import Call, CallTable, Sending, TaskIds
 from aiorpcq.protocol.claims import ClaimTable
 from aiorpcq.protocol.control import CLAIM_LIMIT, Claim
 from aiorpcq.protocol.messages import StateMessage
@@ -155,6 +155,17 @@ def test_only_calls_without_a_deadline_are_asked_after() -> None:
     table.start(0.0)
     assert [(claim.task_ids, claim.id) for claim in take(table)] == [(("a",), None), (("b",), "id")]
     assert [call.task_id for call in table.unbounded] == ["b"]
+
+
+def test_a_call_that_the_broker_may_not_have_is_asked_after_and_never_silent() -> None:
+    table, call = ClaimTable(), make_call("a")
+    call.sending = Sending.LOST
+    table.add(call)
+    table.start(0.0)
+    assert [(claim.task_ids, claim.id) for claim in take(table)] == [(("a",), "id")]
+    assert "a" not in table
+    rounds(table, 4)
+    assert table.silent(1e6, 30.0) == []
 
 
 def test_what_nobody_speaks_for_is_silent_after_a_while() -> None:

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aiorpcq.protocol.executions import Execution, ExecutionPhase, ExecutionTable, Verdict
+from aiorpcq.protocol.executions import EndedAttempt, Execution, ExecutionPhase, ExecutionTable, Verdict
 from aiorpcq.protocol.messages import History, Request, StateMessage
 from aiorpcq.protocol.terminals import CacheLimits
 from aiorpcq.protocol.timers import GRANULARITY
@@ -332,6 +332,78 @@ def test_a_task_that_another_caller_has_revoked_is_run() -> None:
     table.revocations.put("t", "rpc.reply.2", 60.0, 0.0)
     verdict, _ = table.begin(request(), "first", None, 1.0)
     assert verdict is Verdict.RUN
+
+
+def test_a_request_that_was_published_again_before_its_caller_moved_on_does_not_set_the_caller_back() -> None:
+    table = ExecutionTable(CacheLimits())
+    _, execution = table.begin(request(reply_to="rpc.reply.1"), "first", None, 0.0)
+    table.move("rpc.reply.1", "rpc.reply.1.3", FOREVER, 0.0)
+    again = request(reply_to="rpc.reply.1.2", history=History("rpc.reply.1"))
+    assert table.begin(again, "second", None, 1.0) == (Verdict.ADOPTED, execution)
+    assert execution.reply_to == "rpc.reply.1.3"
+
+
+def test_what_is_detained_does_not_expire() -> None:
+    table = ExecutionTable(CacheLimits())
+    _, execution = table.begin(request(), "first", 1.0, 0.0)
+    table.detain(execution)
+    assert table.expire(2.0 + GRANULARITY) == []
+    assert (execution.phase, table.running) == (ExecutionPhase.STOPPING, {"t": execution})
+    table.abandon(execution)
+    assert table.running == {}
+
+
+def test_an_attempt_that_ended_with_another_to_be_made_does_not_run_again() -> None:
+    table = ExecutionTable(CacheLimits())
+    ended = retried(table, attempt=2)
+    for attempt in (1, 2):
+        assert table.begin(request(attempt=attempt), "again", None, 1.0)[0] is Verdict.SUPERSEDED
+    assert (table.running, ended.is_out) == ({}, False)
+    assert table.begin(request(attempt=3), "next", None, 1.0)[0] is Verdict.RUN
+
+
+def test_a_task_whose_next_attempt_has_ended_here_is_answered_and_then_unknown() -> None:
+    """As it is without any retry: an id may be used again."""
+    table = ExecutionTable(CacheLimits(age=5.0))
+    retried(table)
+    _, execution = table.begin(request(attempt=2), "next", None, 1.0)
+    terminal = success(attempt=2)
+    table.answer(execution, terminal, 1.0)
+    table.end(execution)
+    verdict, again = table.begin(request(attempt=1), "again", None, 2.0)
+    assert (verdict, again.terminal) == (Verdict.ANSWERED, terminal)
+    table.end(again)
+    table.expire(20.0)
+    assert table.begin(request(attempt=1), "later", None, 20.0)[0] is Verdict.RUN
+
+
+def test_a_task_whose_next_attempt_went_elsewhere_is_known_for_as_long_as_an_answer_would_be() -> None:
+    table = ExecutionTable(CacheLimits(age=5.0))
+    retried(table)
+    assert table.begin(request(), "again", None, 4.9)[0] is Verdict.SUPERSEDED
+    assert table.begin(request(), "again", None, 5.0)[0] is Verdict.RUN
+
+
+def test_another_callers_task_of_an_id_whose_attempt_has_ended_is_run() -> None:
+    table = ExecutionTable(CacheLimits())
+    retried(table)
+    assert table.begin(request(reply_to="rpc.reply.2"), "foreign", None, 1.0)[0] is Verdict.RUN
+
+
+def test_no_more_than_so_many_ended_attempts_are_known() -> None:
+    table = ExecutionTable(CacheLimits())
+    for number in range(10_001):
+        retried(table, str(number))
+    assert len(table.retries) == 10_000
+    assert table.begin(request("0"), "again", None, 1.0)[0] is Verdict.RUN
+    assert table.begin(request("1"), "again", None, 1.0)[0] is Verdict.SUPERSEDED
+
+
+def retried(table: ExecutionTable, task_id: str = "t", *, attempt: int = 1) -> EndedAttempt:
+    """Have *table* go through one run that is to be made again."""
+    verdict, execution = table.begin(request(task_id, attempt), "delivery", None, 0.0)
+    assert verdict is Verdict.RUN
+    return table.retry(execution, 0.0)
 
 
 class ExecutionMachine(RuleBasedStateMachine):

@@ -40,8 +40,8 @@ class MemoryLink:
     """A connection to a `MemoryBroker`, for use in the event loop it was made in.
 
     Publications wait in *outbox* until the next iteration of the loop, or for the end of the broker's alarm. It is
-    bounded by publishers that stop while the link is not `writable`: from 4,096 of them on it is not. A link that is
-    lost is writable, so that nobody waits for it; what is published there ends as LOST.
+    bounded by publishers that stop while the link is not `writable`: from 4,096 of them on it is not. What is published
+    on a link that is lost ends as LOST.
 
     Where its channel is closed it goes on with another in the next iteration of the loop.
 
@@ -98,7 +98,7 @@ class MemoryLink:
 
     async def wait_writable(self) -> None:
         """Wait until `writable`. Returns at once when the link is lost."""
-        while not self.writable:
+        while not self.writable and not self.is_lost:
             await self._resumed.wait()
 
     async def declare(self, *entities: Exchange | Queue | Binding) -> None:
@@ -181,9 +181,10 @@ class MemoryLink:
         self.is_lost = True
         self._broker.detach(self)
         self.is_posted = self.is_reopening = False
+        self.writable = False
         if self._loop.is_closed():
             return
-        self.resume()
+        self._resumed.set()
         if self.outbox:
             self._post()
         if not self.lost.done():
@@ -218,8 +219,8 @@ class MemoryLink:
         self._resumed.clear()
 
     def resume(self) -> None:
-        """Be writable again, unless its channel is being replaced."""
-        if not self.writable and not self.is_reopening:
+        """Be writable again, unless it is lost or its channel is being replaced."""
+        if not self.writable and not self.is_reopening and not self.is_lost:
             self.writable = True
             self._resumed.set()
 

@@ -73,6 +73,17 @@ class TestFaults:
         await wait
         assert await held is LOST
 
+    async def test_a_lost_link_is_not_writable_and_nobody_waits_for_it(
+        self, broker: MemoryBroker, link: MemoryLink
+    ) -> None:
+        broker.drop_links()
+        assert not link.writable
+        await link.wait_writable()
+        broker.block()
+        broker.unblock()
+        assert not link.writable
+        assert await publish(link, "q") is LOST
+
     async def test_deleting_a_queue_ends_the_links_that_consume_from_it(
         self, broker: MemoryBroker, link: MemoryLink, other: MemoryLink
     ) -> None:

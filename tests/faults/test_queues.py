@@ -1,0 +1,212 @@
+"""Service queues that are deleted, and consumers that the broker ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Literal
+
+import pytest
+
+from aiorpcq import ConnectionLost, Context, DeadlineExceeded, Overloaded, Service, Unroutable, Worker
+from aiorpcq.testing import memory_broker
+from tests.contract.parties import PATIENCE, ClientFactory, Gate, WorkerFactory, eventually
+from tests.node import Node
+
+from .breaking import Breaker
+from .ledger import Ledger
+from .marks import amqp_only, memory_only
+
+Kind = Literal["classic", "quorum"]
+
+_QUEUE = "rpc.default"
+_CALLS = 20
+_OTHER_SIZE = 1_000_000
+"""A limit that is another client's alone, which gives it a connection of its own."""
+
+_TIMEOUT = 0.3
+"""Seconds that the broker gives a consumer."""
+
+
+def gated(kind: Kind = "classic") -> tuple[Service, Gate, Counter[int]]:
+    """A service whose method waits; and how often it was run for each number."""
+    service, gate, runs = Service(queue_type=kind), Gate(), Counter[int]()
+
+    @service.method
+    async def wait(ctx: Context, number: int) -> int:
+        runs[number] += 1
+        await gate.wait()
+        return number
+
+    return service, gate, runs
+
+
+# --- deleted
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+async def test_row_13_a_service_queue_that_is_deleted_is_declared_and_consumed_again(
+    client: ClientFactory, worker: WorkerFactory, ledger: Ledger, breaker: Breaker, kind: Kind
+) -> None:
+    service, gate, runs = gated(kind)
+    serving = await worker(service, concurrency=5)
+    caller = await client()
+    running = [ledger.call(caller, "wait", number) for number in range(5)]
+    await gate.entered(5)
+    waiting = [ledger.call(caller.with_options(timeout=0.5), "wait", number) for number in range(5, 10)]
+    await caller.cast("wait", -1)  # it is confirmed, so those before it are in the queue
+    await breaker.delete_queue(_QUEUE)
+    await until_back(serving, 1)
+    gate.open()
+    assert await ledger.outcomes(running) == list(range(5))
+    for outcome in await ledger.outcomes(waiting):  # gone with the queue
+        assert isinstance(outcome, DeadlineExceeded)
+        assert outcome.maybe_executed
+    assert await ledger.outcomes([ledger.call(caller, "wait", number) for number in range(10, 30)]) == [*range(10, 30)]
+    assert runs == Counter([*range(5), *range(10, 30)])
+    await until_empty(breaker)
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+async def test_row_13_a_service_queue_that_is_deleted_again_and_again_under_load_leaves_no_worker_deaf(
+    client: ClientFactory, worker: WorkerFactory, ledger: Ledger, breaker: Breaker, kind: Kind
+) -> None:
+    service, gate, runs = gated(kind)
+    gate.open()
+    serving = [await worker(service, concurrency=10) for _ in range(2)]
+    caller = await client(timeout=1.0)
+    calls: list[asyncio.Task[Any]] = []
+    for times in (1, 2, 3):
+        calls += [ledger.call(caller, "wait", len(calls) + number) for number in range(100)]
+        await breaker.delete_queue(_QUEUE)
+        calls += [ledger.call(caller, "wait", len(calls) + number) for number in range(100)]
+        for each in serving:
+            await until_back(each, times)
+    for number, outcome in enumerate(await ledger.outcomes(calls)):
+        if isinstance(outcome, Unroutable | Overloaded):  # without a queue, or refused by the one that goes away
+            assert (outcome.maybe_executed, runs[number]) == (False, 0)
+        elif isinstance(outcome, DeadlineExceeded | ConnectionLost):
+            assert outcome.maybe_executed
+        else:
+            assert outcome == number
+            assert runs[number]
+        assert runs[number] <= (2 if kind == "quorum" else 1)
+    # Another connection: a channel of RabbitMQ 3.10 that published to a quorum queue in the moment of its deletion may
+    # count on, and the queue that takes its place waits for ever for what it takes to be missing (seen).
+    another = await client(max_size=_OTHER_SIZE)
+    assert await ledger.outcomes([ledger.call(another, "wait", number) for number in range(1000, 1100)]) == [
+        *range(1000, 1100)
+    ]
+    await until_empty(breaker)
+
+
+async def until_back(serving: Worker, times: int) -> None:
+    """Wait until a worker consumes again for the *times*-th time.
+
+    On the same connection, or another: RabbitMQ's channels may end in an internal error when a quorum queue takes the
+    place of one whose deliveries they hold (seen in 4.3.6: 541).
+    """
+    supervisor = serving._started.supervisor
+    await eventually(lambda: serving.statistics().restored + supervisor.generation > times)
+    await eventually(lambda: serving.health().ready)
+
+
+# --- cancelled
+
+
+@memory_only
+async def test_row_14_a_consumer_that_the_broker_cancels_is_made_again_and_nothing_runs_twice(
+    client: ClientFactory, worker: WorkerFactory, ledger: Ledger, breaker: Breaker, url: str
+) -> None:
+    broker = memory_broker(url.removeprefix("memory://"))
+    service, gate, runs = gated()
+    serving = await worker(service)
+    caller = await client()
+    calls = [ledger.call(caller, "wait", number) for number in range(_CALLS)]
+    await gate.entered(_CALLS)
+    for times in (1, 2, 3):
+        assert broker.cancel_consumers(_QUEUE) == 1
+        calls += [ledger.call(caller, "wait", times * 100 + number) for number in range(_CALLS)]
+        await eventually(lambda expected=times: serving.statistics().restored == expected)  # type: ignore[misc]
+        await gate.entered(_CALLS)
+    gate.open()
+    await ledger.outcomes(calls)
+    assert [call.result() for call in calls] == list(runs)
+    assert set(runs.values()) == {1}
+    assert serving.statistics().adopted == 0  # what it had in hand stayed there
+    await until_empty(breaker)
+
+
+@memory_only
+async def test_row_14_a_channel_that_the_broker_closes_over_a_consumer_timeout_is_replaced_and_nothing_runs_twice(
+    client: ClientFactory, worker: WorkerFactory, ledger: Ledger, breaker: Breaker, url: str
+) -> None:
+    broker = memory_broker(url.removeprefix("memory://"))
+
+    async def time_out(_: Worker) -> None:
+        assert broker.close_channels(
+            lambda link: link.name.startswith("aiorpcq worker"), reason="406 PRECONDITION_FAILED - delivery timed out"
+        )
+
+    await check_timeout(client, worker, ledger, breaker, "classic", time_out)
+
+
+@pytest.fixture
+def consumer_timeout(node: Node, url: str) -> Iterator[None]:
+    """Consumers of the test that settle nothing have their time; `url` comes first, whose broker it is."""
+    node.set_consumer_timeout(_TIMEOUT)
+    yield
+    node.set_consumer_timeout(None)
+
+
+@amqp_only
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+@pytest.mark.usefixtures("consumer_timeout")
+async def test_row_14_a_consumer_timeout_is_survived_and_nothing_runs_twice(
+    client: ClientFactory, worker: WorkerFactory, ledger: Ledger, breaker: Breaker, node: Node, kind: Kind
+) -> None:
+    """Up to 4.2 it closes the channel with 406, later it cancels the consumer of a quorum queue."""
+    if kind == "classic" and node.version >= (4, 3):
+        pytest.skip("classic queues have no consumer timeout here")
+
+    async def time_out(serving: Worker) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not serving.statistics().restored:
+                await asyncio.to_thread(node.enforce_consumer_timeout)
+
+    await check_timeout(client, worker, ledger, breaker, kind, time_out)
+
+
+async def check_timeout(
+    client: ClientFactory,
+    worker: WorkerFactory,
+    ledger: Ledger,
+    breaker: Breaker,
+    kind: Kind,
+    time_out: Callable[[Worker], Awaitable[None]],
+) -> None:
+    """Check what becomes of runs that outlast the time of their consumer."""
+    service, gate, runs = gated(kind)
+    serving = await worker(service, max_attempts=2)
+    caller = await client()
+    calls = [ledger.call(caller, "wait", number) for number in range(_CALLS)]
+    await gate.entered(_CALLS)
+    await time_out(serving)
+    await eventually(lambda: serving.statistics().adopted >= _CALLS)
+    gate.open()
+    assert await ledger.outcomes(calls) == list(range(_CALLS))
+    assert await ledger.outcomes([ledger.call(caller, "wait", 100 + number) for number in range(_CALLS)]) == [
+        *range(100, 100 + _CALLS)
+    ]
+    assert set(runs.values()) == {1}
+    assert serving.statistics().started == 2 * _CALLS
+    assert caller.statistics().generation == 1
+    await eventually(lambda: serving.health().ready)
+    await until_empty(breaker)
+
+
+async def until_empty(breaker: Breaker) -> None:
+    """Wait until nothing is left in the service's queue."""
+    while await breaker.messages(_QUEUE):
+        pass  # each look is an exchange with the broker
