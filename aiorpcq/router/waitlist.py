@@ -31,7 +31,8 @@ class Waitlist:
     def __init__(self, pending: Mapping[str, Call]) -> None:
         self._pending = pending
         self._admitted = 0
-        self.waiters: OrderedDict[_Waiter, None] = OrderedDict()
+        self.waiters: dict[_Waiter, None] = {}
+        self._turns: dict[int, OrderedDict[_Waiter, None]] = {}  # by limit, never empty
 
     def __len__(self) -> int:
         return len(self.waiters)
@@ -43,10 +44,10 @@ class Waitlist:
             Overloaded: there was none by *until*, on the clock of the event loop.
             ConnectionLost: `close` was called for *owner*.
         """
-        if not self.waiters and len(self._pending) + self._admitted < limit:
+        if limit not in self._turns and len(self._pending) + self._admitted < limit:
             return
         waiter = _Waiter(owner, limit, asyncio.get_running_loop().create_future())
-        self.waiters[waiter] = None
+        self.waiters[waiter] = self._turns.setdefault(limit, OrderedDict())[waiter] = None
         try:
             async with asyncio.timeout_at(until):
                 await waiter.future
@@ -60,13 +61,16 @@ class Waitlist:
         self._admitted -= 1
 
     def admit(self) -> None:
-        """Let in who has room by now."""
-        waiters = self.waiters
-        while waiters and len(self._pending) + self._admitted < next(iter(waiters)).limit:
-            waiter, _ = waiters.popitem(last=False)
-            if not waiter.future.done():
-                self._admitted += 1
-                waiter.future.set_result(None)
+        """Let in who has room by now, those of one limit in turn; who has none does not hold up another's."""
+        for limit, turn in list(self._turns.items()):
+            while turn and len(self._pending) + self._admitted < limit:
+                waiter, _ = turn.popitem(last=False)
+                del self.waiters[waiter]
+                if not waiter.future.done():
+                    self._admitted += 1
+                    waiter.future.set_result(None)
+            if not turn:
+                del self._turns[limit]
 
     def close(self, owner: object) -> None:
         """Send away who waits for *owner*: it closes."""
@@ -80,4 +84,7 @@ class Waitlist:
             self._admitted -= 1
         else:
             self.waiters.pop(waiter, None)
+            turn = self._turns.get(waiter.limit)
+            if turn is not None:
+                turn.pop(waiter, None)
         self.admit()

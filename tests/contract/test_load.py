@@ -263,3 +263,24 @@ async def test_a_worker_is_among_those_that_answer(client: ClientFactory, worker
     workers = await caller.workers(0.5)
     assert [info.worker_id for info in workers] == [serving.id]
     assert set(workers[0].services) == {"default", "math"}
+
+
+async def test_a_client_without_room_does_not_hold_up_another_of_its_connection(
+    client: ClientFactory, worker: WorkerFactory
+) -> None:
+    gate, service = Gate(), Service()
+
+    @service.method
+    async def hold() -> str:
+        await gate.wait()
+        return "held"
+
+    await worker(service)
+    small, large = await client(max_pending=1, when_full="wait"), await client(max_pending=1_000, when_full="wait")
+    calls = [asyncio.ensure_future(small.call("hold")) for _ in range(2)]
+    await gate.entered()
+    await eventually(lambda: small.statistics().waiting == 1)
+    calls.append(asyncio.ensure_future(large.call("hold")))
+    await gate.entered()
+    gate.open()
+    assert await asyncio.gather(*calls) == ["held"] * 3

@@ -50,11 +50,23 @@ async def function() -> None:
         ("task_id", ""),
         ("task_id", "x" * 256),
         ("task_id", 7),
+        ("task_id", "\ud800"),
+        ("idempotent", ["add"]),
+        ("persistent", 1),
+        ("cancel_task", None),
+        ("require_workers", "no"),
     ],
 )
 def test_call_options(url: str, option: str, value: Any) -> None:
     with pytest.raises(ValueError, match=option):
         Client(url).with_options(**{option: value})
+
+
+def test_metadata_are_what_they_were_when_they_were_checked(url: str) -> None:
+    given: dict[str, Any] = {"trace": ["a"]}
+    changed = Client(url).with_options(metadata=given)
+    given["trace"].append(float("nan"))  # RabbitMQ would close the connection over it
+    assert changed._options.metadata == {"trace": ["a"]}
 
 
 @pytest.mark.parametrize("option", ["max_pending", "backlog", "_router"])

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from aiorpcq import Context, Overloaded, Service
+from aiorpcq import Context, Overloaded, RemoteError, Service
 from aiorpcq.protocol.messages import History
 from aiorpcq.protocol.topology import Queue
 from aiorpcq.protocol.wire import ReturnReason, return_reason
 from aiorpcq.retry import Busy, Retry, RetryPolicy
+from aiorpcq.testing import memory_broker
 
 from .breaking import Breaking
 from .parties import BystanderFactory, ClientFactory, Gate, WorkerFactory, eventually, request_for
@@ -421,3 +422,24 @@ async def delete_exchange(breaking: Breaking, name: str) -> None:
         del breaking.broker._exchanges[name]
     else:
         await asyncio.to_thread(breaking._node.delete_exchange, name, breaking._vhost)
+
+
+async def test_an_attempt_whose_retry_was_not_confirmed_does_not_run_again(
+    client: ClientFactory, worker: WorkerFactory, url: str
+) -> None:
+    if not url.startswith("memory://"):
+        pytest.skip("a real broker cannot be stopped between a publish and its confirm")
+    trying = Trying(*(ValueError(str(number)) for number in range(9)), policy=_three_times(ValueError))
+    await worker(trying.service)
+    memory_broker(url.removeprefix("memory://")).lose_confirms(
+        lambda publication: publication.exchange.startswith("rpc.retry")
+    )
+    caller = await client()
+    with pytest.raises(RemoteError):
+        await caller.call("work")
+    await caller.call("other")
+    assert trying.attempts == [1, 2, 3]
+
+
+def _three_times(error: type[Exception]) -> RetryPolicy:
+    return RetryPolicy(on=(error,), attempts=3, backoff=0.05, factor=1, jitter="none")
