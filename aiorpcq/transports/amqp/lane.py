@@ -113,8 +113,7 @@ class Lane:
     """One channel in confirm mode: what is unconfirmed, what is unacknowledged, who consumes.
 
     The unconfirmed are bounded by what callers and workers have under way, the unacknowledged by prefetch.
-    *on_returned* gets routing key and properties of what was returned and nobody waits for. With *answers_cancel* the
-    broker is answered when it cancels a consumer.
+    *on_returned* gets routing key and properties of what was returned and nobody waits for.
     """
 
     __slots__ = (
@@ -127,7 +126,6 @@ class Lane:
         "_on_returned",
         "_unconfirmed",
         "_unsettled",
-        "answers_cancel",
         "channel",
         "close_cause",
         "closed",
@@ -142,7 +140,6 @@ class Lane:
         on_returned: Callable[[str, Properties], None] | None = None,
     ) -> None:
         self.channel = channel
-        self.answers_cancel = False
         self.closed: ConnectionLost | None = None
         self.close_cause = (0, 0)
         self._on_returned = on_returned
@@ -284,10 +281,13 @@ class Lane:
                 _wake(consumer.cancelled)
         return [consumer for consumer in consumers.values() if consumer.standing is Standing.CONSUMING]
 
+    def answer_cancel(self, tag: str) -> None:
+        """Tell the broker that its end of a consumer was heard."""
+        if self.closed is None:
+            self._connection.write(encode_cancel_ok(self.channel, tag.encode()))
+
     def _end_consumer(self, tag: bytes) -> None:
         """Take note that the broker cancelled a consumer."""
-        if self.answers_cancel:
-            self._connection.write(encode_cancel_ok(self.channel, tag))
         consumer = self._consumers.pop(tag, None)
         if consumer is None:
             return

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from itertools import count
 from typing import Any, Final, TypeVar, cast
 
@@ -83,6 +84,8 @@ class AMQPLink:
         self._consumer_tags = count(1)
         self._operations: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
+        self._quorum: set[str] = set()  # the quorum queues that were declared here
+        self._wants_cancel_ok = False
 
     async def open(self, url: URL, client_name: str) -> None:
         """Connect, open both channels, take over the lane's."""
@@ -96,6 +99,7 @@ class AMQPLink:
         self._under = connection.transport.connection
         tune = self._under.connection_tune
         factory.protocol.negotiated(tune.frame_max or _DEFAULT_FRAME_MAX, tune.heartbeat or 0)
+        self._wants_cancel_ok = _wants_cancel_ok(self._under.server_properties)
         await self._open_control()
         await self._open_lane()
 
@@ -120,6 +124,8 @@ class AMQPLink:
         """See `Link`."""
         for entity in entities:
             await self._operate(self._on_control(declare_entity, entity), describe(entity))
+            if isinstance(entity, Queue) and entity.arguments.get("x-queue-type") == "quorum":
+                self._quorum.add(entity.name)
 
     async def inspect(self, queue: str) -> QueueStatus | None:
         """See `Link`."""
@@ -161,7 +167,10 @@ class AMQPLink:
         while True:
             await self._wait_lane(subject)
             lane, channel, tag = self._lane, self._lane_channel, f"aiorpcq.{next(self._consumer_tags)}"
-            consumer = lane.add_consumer(tag, on_delivery, no_ack=no_ack, on_cancelled=on_cancelled)
+            on_end = on_cancelled
+            if on_cancelled is not None and queue in self._quorum and self._wants_cancel_ok:
+                on_end = partial(self._on_quorum_cancel, lane, queue, tag, on_cancelled)
+            consumer = lane.add_consumer(tag, on_delivery, no_ack=no_ack, on_cancelled=on_end)
             asking = self._consume(channel, queue, tag, prefetch=prefetch, no_ack=no_ack, exclusive=exclusive)
             try:
                 await self._operate(asking, subject)
@@ -173,6 +182,30 @@ class AMQPLink:
                 if lane.closed is None:
                     lane.consuming(consumer)
                     return _Subscription(lane, channel, consumer)
+
+    def _on_quorum_cancel(
+        self, lane: Lane, queue: str, tag: str, on_cancelled: Callable[[RPCError], None], error: RPCError
+    ) -> None:
+        """Answer the broker before the consumer's owner hears of its end; see `_wants_cancel_ok`."""
+        if lane.closed is not None:  # it is the channel that was closed
+            on_cancelled(error)
+            return
+        task = self._loop.create_task(self._answer_cancel(lane, queue, tag, on_cancelled, error))
+        self._operations.add(task)
+        task.add_done_callback(self._operations.discard)
+        task.add_done_callback(_retrieve)
+
+    async def _answer_cancel(
+        self, lane: Lane, queue: str, tag: str, on_cancelled: Callable[[RPCError], None], error: RPCError
+    ) -> None:
+        try:
+            stands = await self.inspect(queue) is not None
+        except RPCError:
+            stands = False
+        if stands:  # the answer about a queue that was deleted crashes the broker's channel (541, seen in 4.3.6)
+            lane.answer_cancel(tag)
+        if not self.lost.done():
+            on_cancelled(error)
 
     async def _consume(
         self, channel: AbstractChannel, queue: str, tag: str, *, prefetch: int, no_ack: bool, exclusive: bool
@@ -190,7 +223,6 @@ class AMQPLink:
         self._lane_channel = channel
         self._lane_prefetch = 0
         self._lane = self._protocol.open_lane(channel.number, self._on_return)
-        self._lane.answers_cancel = _wants_cancel_ok(self._under.server_properties)
         self.publish = self._lane.publish  # directly: this is called for every message
         self._lane_stands = True
         self._set_writable(self._protocol.writable)
@@ -318,9 +350,9 @@ class AMQPLink:
 def _wants_cancel_ok(properties: Mapping[str, Any]) -> bool:
     """Tell whether the broker keeps a consumer that it has cancelled until that is answered, and does not say so.
 
-    RabbitMQ does from 4.3.0 on, after a consumer timeout: it gives the consumer messages again, once those that it held
-    for too long are settled (seen in 4.3.6). From 4.3.7 on it says so, and aiormq answers. Before 4.3.0 it closes the
-    channel of who answers.
+    RabbitMQ does from 4.3.0 on, after a consumer timeout, which only quorum queues have there: it gives the consumer
+    messages again, once those that it held for too long are settled (seen in 4.3.6). From 4.3.7 on it says so, and
+    aiormq answers. Before 4.3.0 it closes the channel of who answers.
     """
     capabilities, version = properties.get("capabilities"), properties.get("version")
     if isinstance(capabilities, dict) and capabilities.get("accept_consumer_cancel_ok"):

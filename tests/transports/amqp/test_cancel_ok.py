@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from pamqp.commands import Basic
 
+from aiorpcq.errors import ConnectionLost
 from aiorpcq.transports.amqp.frames import encode_cancel_ok
 from aiorpcq.transports.amqp.link import _wants_cancel_ok
 
 from . import marshal, read_frames
-from .test_lane import Wire, deliver
+from .test_lane import Wire
 
 
 def test_it_reads_the_same_in_pamqp() -> None:
@@ -20,15 +21,16 @@ def test_it_reads_the_same_in_pamqp() -> None:
     assert (channel, answer.consumer_tag) == (7, "aiorpcq.1")
 
 
-@pytest.mark.parametrize("answers", [False, True])
-def test_it_goes_out_before_what_settles_late_deliveries(answers: bool) -> None:
+def test_it_goes_out_when_asked_for_and_not_on_a_closed_channel() -> None:
     wire = Wire()
-    wire.lane.answers_cancel = answers
-    wire.consume(on_cancelled=lambda _: wire.deliveries[0].ack())
-    wire.receive(deliver(1))
+    wire.consume(on_cancelled=lambda _: wire.lane.answer_cancel("c"))
     wire.receive(marshal(Basic.Cancel("c", True)))
     wire.loop.run()
-    assert [type(frame) for frame in wire.sent()] == [Basic.CancelOk, Basic.Ack][not answers :]
+    assert [type(frame) for frame in wire.sent()] == [Basic.CancelOk]
+    wire.lane.close(ConnectionLost("closed"))
+    wire.lane.answer_cancel("c")
+    wire.loop.run()
+    assert wire.sent() == []
 
 
 @pytest.mark.parametrize(
