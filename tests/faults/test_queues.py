@@ -210,3 +210,21 @@ async def until_empty(breaker: Breaker) -> None:
     """Wait until nothing is left in the service's queue."""
     while await breaker.messages(_QUEUE):
         pass  # each look is an exchange with the broker
+
+
+@amqp_only
+async def test_row_13_the_control_exchange_is_deleted_and_workers_hear_again(
+    client: ClientFactory, worker: WorkerFactory, node: Node, vhost: str
+) -> None:
+    """The watchdog declares it again, and binds to it; the client declares nothing before its next connection."""
+    service, gate, _ = gated()
+    serving = await worker(service)
+    caller = await client()
+    node.delete_exchange("rpc.control", vhost)
+    assert serving._parts is not None
+    await serving._parts.consumers.look()
+    task = await caller.submit("wait", 1)
+    await gate.entered()
+    await task.cancel("kill", timeout=PATIENCE)
+    assert task.done
+    assert serving.statistics().cancels >= 1  # and once more, where STARTED comes after the cancel
