@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 from uuid import uuid4
 
-from aiorpcq import Client, Codecs, Context, Service, Worker
+from aiorpcq import Client, Codecs, Context, Service, TopologyMismatch, Worker
 from aiorpcq.protocol.messages import Outcome, Properties, Publication, Request, StateMessage
 from aiorpcq.protocol.topology import Names, Queue
 from aiorpcq.protocol.wire import encode_request, encode_state
@@ -167,6 +167,14 @@ class Bystander:
     async def message(self, queue: str, properties: Properties, body: bytes = b"") -> None:
         """Send anything to *queue*."""
         assert await self.publish(Publication("", queue, properties, body)) is Outcome.CONFIRMED
+
+    async def until_gone(self, queue: str) -> None:
+        """Wait until there is no queue of that name: RabbitMQ 4.3 takes messages for one that is being deleted."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                with contextlib.suppress(TopologyMismatch):  # it is still its owner's
+                    if await self._link.inspect(queue) is None:
+                        return
 
     async def reply_queue_of(self, client: Client) -> str:
         """Return the name of the reply queue of *client*."""

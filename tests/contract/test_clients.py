@@ -323,11 +323,13 @@ async def test_the_last_client_closes_the_connection(
     serving = await worker(waiting(gate))
     stranger = await bystander()
     first, second = await client(), await client()
-    assert await stranger.reply_queue_of(first) == await stranger.reply_queue_of(second)
+    queue = await stranger.reply_queue_of(first)
+    assert queue == await stranger.reply_queue_of(second)
     await first.submit("wait")
     await gate.entered()
     await first.aclose()
     await second.aclose()
+    await stranger.until_gone(queue)
     gate.open()
     await eventually(lambda: serving.statistics().publisher.returned == 1)  # the reply queue is gone
 
