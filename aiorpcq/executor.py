@@ -30,7 +30,7 @@ from .methodthreads import MethodThreads
 from .places import Places, RunOptions
 from .protocol.control import Cancel
 from .protocol.deliveries import Suspects
-from .protocol.executions import EndedAttempt, Execution, ExecutionPhase, ExecutionTable, Verdict
+from .protocol.executions import EndedAttempt, Execution, ExecutionPhase, ExecutionTable
 from .protocol.failures import text_of
 from .protocol.messages import Request
 from .protocol.retries import run_delay
@@ -54,7 +54,6 @@ _OWN_PACKAGES: Final = frozenset({__name__.partition(".")[0], "anyio", "asyncio"
 """Whose frames at the top of a traceback tell the caller nothing."""
 
 # Globals for the hot path: in Python 3.11 a member costs four times as much to look up on its class.
-_RUN: Final = Verdict.RUN
 _RUNNING: Final = ExecutionPhase.RUNNING
 
 
