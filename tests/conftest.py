@@ -29,9 +29,9 @@ _TURNS_TO_END = 10
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Report a failure without the garbage collector.
+    """Report a failure with what the test's brokers logged, and without the garbage collector.
 
-    It would log the tasks that the failure left, format their tracebacks, and parse source for them in the midst of
+    That would log the tasks that the failure left, format their tracebacks, and parse source for them in the midst of
     parsing source for the report; CPython 3.11 ends the whole run over that ("AST constructor recursion depth
     mismatch").
     """
@@ -40,9 +40,14 @@ def pytest_runtest_makereport(
     gc.collect()
     gc.disable()
     try:
-        return (yield)
+        report = yield
     finally:
         gc.enable()
+    for name, value in getattr(item, "funcargs", {}).items():
+        for broker in value.nodes if isinstance(value, Cluster) else [value]:
+            if isinstance(broker, Node) and report.failed:
+                report.sections.append((f"log of {name} {broker.name}", broker.log_tail()))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -168,7 +168,7 @@ async def test_one_connection_is_found_and_closed_by_its_name(private_node: Node
         assert private_node.close_connections(name="closed") == 1
         await asyncio.wait_for(ended["closed"].wait(), _SOON)
         assert not ended["kept"].is_set()
-        assert [info.name for info in private_node.connections()] == ["kept"]
+        await _until(lambda: [info.name for info in private_node.connections()] == ["kept"])
 
 
 @pytest.mark.parametrize(("code", "text"), [(404, "NOT_FOUND"), (406, "PRECONDITION_FAILED")])
