@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV = .venv
 BROKER ?= memory://
 ARGS ?=
+JOBS ?= 2
 
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
@@ -16,6 +17,7 @@ help:
 	@echo 'make demo    run a first program: a call, a streamed task, a cast, a remote error'
 	@echo '             BROKER=amqp://guest:guest@localhost/ runs it on a broker instead of in memory'
 	@echo 'make test    run every test against a RabbitMQ of its own (ARGS="-k codec -x" goes to pytest)'
+	@echo '             in two processes, each with its RabbitMQ; JOBS=0 runs all in one'
 	@echo 'make lint    check style and formatting'
 	@echo 'make types   check types'
 	@echo 'make bench   measure calls per second, latency, CPU and memory'
@@ -29,7 +31,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED_DEV)
 	@scripts/install-rabbitmq
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
