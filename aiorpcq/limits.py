@@ -1,10 +1,10 @@
-"""Bounds that several modules share, and the check that an option keeps within its own."""
+"""Bounds that several modules share, and the checks that an option keeps within its own."""
 
 from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["DEFAULT_MAX_SIZE", "EVICTION_DELAY", "STATE_OVERHEAD", "check_integer", "check_max_size"]
+__all__ = ["DEFAULT_MAX_SIZE", "EVICTION_DELAY", "STATE_OVERHEAD", "check_integer", "check_kind", "check_max_size"]
 
 DEFAULT_MAX_SIZE: Final = 8 * 1024 * 1024
 """Bytes that a body may have where nothing else is said."""
@@ -24,6 +24,12 @@ def check_integer(value: int, option: str, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise ValueError(f"{option}: {value!r} is not an integer between {least} and {most}")
     return value
+
+
+def check_kind(value: object, option: str, kind: type) -> None:
+    """Raise `ValueError` naming *option* where *value* is given and no *kind*; None leaves it to the default."""
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"{option}: a {type(value).__name__} is not a {kind.__name__}")
 
 
 def check_max_size(value: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, get_args, get_type_hints
 from .context import Context
 from .deadline import check_timeout
 from .errors import InvalidArguments
-from .limits import check_integer
+from .limits import check_integer, check_kind
 from .protocol.deliveries import DeliveryMode
 from .retry import RetryPolicy
 
@@ -38,8 +38,7 @@ class MethodOptions:
         check_delivery(self.delivery)
         if self.max_attempts is not None:
             check_integer(self.max_attempts, "max_attempts", 1, _MOST_ATTEMPTS)
-        if self.retry is not None and not isinstance(self.retry, RetryPolicy):
-            raise ValueError(f"retry: a {type(self.retry).__name__} is not a RetryPolicy")
+        check_kind(self.retry, "retry", RetryPolicy)
         if self.on_caller_gone is not None and self.on_caller_gone not in get_args(OnCallerGone):
             raise ValueError(f"on_caller_gone: {self.on_caller_gone!r} is none of {', '.join(get_args(OnCallerGone))}")
         if not isinstance(self.idempotent, bool):

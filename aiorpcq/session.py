@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple, get_args
 
 from .codec import Codecs
 from .errors import ConnectFailed, UsageError
-from .limits import check_integer
+from .limits import check_integer, check_kind
 from .protocol.failures import ExceptionRegistry
 from .protocol.topology import split_method
 from .protocol.wire import encode_request
@@ -93,8 +93,8 @@ class Session:
     ) -> None:
         if when_full not in get_args(WhenFull):
             raise ValueError(f"when_full: {when_full!r} is none of {', '.join(get_args(WhenFull))}")
-        if retry_budget is not None and not isinstance(retry_budget, RetryBudget):
-            raise ValueError(f"retry_budget: a {type(retry_budget).__name__} is not a RetryBudget")
+        check_kind(retry_budget, "retry_budget", RetryBudget)
+        check_kind(rng, "random", Random)
         self._options = options
         self._idempotent = _method_names(idempotent)
         self.exchange = options.names.requests.name

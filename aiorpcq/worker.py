@@ -18,7 +18,7 @@ from .codec import Codecs
 from .deadline import check_timeout
 from .errors import RPCError, UsageError
 from .health import Health
-from .limits import DEFAULT_MAX_SIZE, check_integer, check_max_size
+from .limits import DEFAULT_MAX_SIZE, check_integer, check_kind, check_max_size
 from .method import check_delivery
 from .places import RunOptions
 from .protocol.deliveries import DeliveryMode
@@ -91,6 +91,8 @@ class Worker:
         check_integer(concurrency, "concurrency", 1, _MOST_PREFETCH)
         check_integer(threads, "threads", 1, _MOST_THREADS)
         check_max_size(max_size)
+        check_kind(codecs, "codecs", Codecs)
+        check_kind(cache, "cache", CacheLimits)
         check_integer(max_attempts, "max_attempts", 1, _MOST_ATTEMPTS)
         for option, seconds in (("grace", grace), ("caller_gone_grace", caller_gone_grace)):
             if seconds is None:

@@ -254,6 +254,16 @@ async def test_a_replay_with_a_timeout_has_a_deadline(
     assert (request.properties.headers or {})["deadline"] > NOON * 1000
 
 
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), "30", True])
+async def test_a_replay_that_would_expire_at_once_is_refused_and_the_letter_stays(
+    graveyard: Graveyard, letters: DeadLetters, timeout: Any
+) -> None:
+    await graveyard.bury("a", "add")
+    with pytest.raises(ValueError, match="timeout"):
+        await letters.replay("a", timeout=timeout)
+    assert [letter.id for letter in await letters.list()] == ["a"]
+
+
 async def test_a_letter_is_replayed_once(
     graveyard: Graveyard, letters: DeadLetters, bystander: BystanderFactory
 ) -> None:
