@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
@@ -76,7 +76,12 @@ async def events(task_id: str, request: Request, rpc: RPC) -> StreamingResponse:
     """Stream a task's states, those that are past included."""
     texts = task_events(rpc.stream(task_id), request.app.state.closing)
     await anext(texts)  # an unknown task raises here, while the status can still be 404
-    return StreamingResponse(texts, headers=HEADERS, background=BackgroundTask(texts.aclose))
+    return StreamingResponse(texts, headers=HEADERS, background=BackgroundTask(close, texts))
+
+
+async def close(texts: AsyncGenerator[str, None]) -> None:
+    """End a stream with its response; the generator's own `aclose` Starlette would call in a thread, and not await."""
+    await texts.aclose()
 
 
 class Server(uvicorn.Server):

@@ -35,22 +35,18 @@ async def test_the_channel_alone_is_replaced_and_its_consumers_are_told(bench: B
 
 async def test_what_is_unconfirmed_is_lost_and_until_there_is_a_channel_all_is(bench: Bench, link: Link) -> None:
     ended = Inbox()
-    seen: list[tuple[bool, Outcome | None]] = []
+    between: list[asyncio.Future[Outcome]] = []
     await link.declare(QUEUE)
     await link.consume("q", Inbox(), on_cancelled=ended)
     bad = publish(link, "k", exchange="no-such-exchange")
     behind = publish(link, "q")
-
-    def between(_outcome: asyncio.Future[Outcome]) -> None:
-        meanwhile = publish(link, "q")
-        meanwhile.add_done_callback(lambda outcome: seen.append((link.writable, outcome.result())))
-
-    bad.add_done_callback(between)
+    bad.add_done_callback(lambda _: between.append(publish(link, "q")))
     assert await asyncio.wait_for(bad, WAIT) is Outcome.LOST
     assert await asyncio.wait_for(behind, WAIT) is Outcome.LOST
     await ended.wait()
     assert link.writable
-    assert [outcome for _, outcome in seen] in ([Outcome.LOST], [Outcome.CONFIRMED])
+    (meanwhile,) = between
+    assert await asyncio.wait_for(meanwhile, WAIT) in (Outcome.LOST, Outcome.CONFIRMED)
     assert await asyncio.wait_for(publish(link, "q"), WAIT) is Outcome.CONFIRMED
 
 
