@@ -31,7 +31,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED_DEV)
 	@scripts/install-rabbitmq
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS)
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
