@@ -27,7 +27,7 @@ from .errors import (
     Unroutable,
     UsageError,
 )
-from .limits import DEFAULT_MAX_SIZE, check_integer, check_max_size
+from .limits import DEFAULT_MAX_SIZE, check_integer, check_kind, check_max_size
 from .protocol.deadletters import DeadLetter, exhume, read
 from .protocol.messages import Outcome, Publication
 from .protocol.topology import DEFAULT_SERVICE, Names
@@ -77,6 +77,7 @@ class DeadLetters:
         timeout: float = 10.0,
     ) -> None:
         size = check_max_size(max_size)
+        check_kind(codecs, "codecs", Codecs)
         self._transports = make_transports(url, max_size=size, name="aiorpcq dead letters")
         self._names = Names(prefix)
         self._service = service

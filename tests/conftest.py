@@ -6,7 +6,7 @@ import asyncio
 import gc
 import itertools
 import os
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 
 import hypothesis
 import pytest
@@ -43,11 +43,16 @@ def pytest_runtest_makereport(
         report = yield
     finally:
         gc.enable()
-    for name, value in getattr(item, "funcargs", {}).items():
-        for broker in value.nodes if isinstance(value, Cluster) else [value]:
-            if isinstance(broker, Node) and report.failed:
-                report.sections.append((f"log of {name} {broker.name}", broker.log_tail()))
+    if report.failed:
+        report.sections += [(f"log of {node.name}", log) for node in _nodes(item) if (log := node.log_tail())]
     return report
+
+
+def _nodes(item: pytest.Item) -> Iterable[Node]:
+    """Return the RabbitMQ nodes that a test had, by whatever fixture."""
+    fixtures = getattr(item, "funcargs", {}).values()
+    members = [node for value in fixtures if isinstance(value, Cluster) for node in value.nodes]
+    return dict.fromkeys(value for value in (*fixtures, *members) if isinstance(value, Node))
 
 
 @pytest.fixture(scope="session")

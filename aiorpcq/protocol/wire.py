@@ -56,6 +56,7 @@ _METADATA_DEPTH_LIMIT: Final = 16
 _METADATA_SIZE_LIMIT: Final = 64 * 1024
 _FIELD_SIZE: Final = 9  # type and value, or type and length
 _HEADER_NAME_LIMIT: Final = 128  # section 4.2.5.5 of the specification
+_NAME_LIMIT: Final = 255
 _NO_HEADERS: Final[Mapping[str, Any]] = {}
 _OF_HISTORY: Final = frozenset({_ORIGIN, _LOSSES, _REPLAY, _REPUBLISHED})
 _OF_ONE_PUBLICATION: Final = _OF_HISTORY | {_ATTEMPT, _CC, _REMAINING}
@@ -264,9 +265,9 @@ def _history(headers: Mapping[str, Any]) -> History | None:
     if headers.keys().isdisjoint(_OF_HISTORY):
         return None
     return History(
-        _optional_text(headers.get(_ORIGIN), _ORIGIN),
+        _optional_name(headers.get(_ORIGIN), _ORIGIN),
         max(0, _integer(headers.get(_LOSSES, 0), _LOSSES)),
-        _optional_text(headers.get(_REPLAY), _REPLAY),
+        _optional_name(headers.get(_REPLAY), _REPLAY),
         headers.get(_REPUBLISHED) is True,
     )
 
@@ -390,3 +391,11 @@ def _optional_text(value: object, name: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise MalformedMessage(f"header {name} is not a string")
     return value
+
+
+def _optional_name(value: object, name: str) -> str | None:
+    """Read what is the name of a queue or the id of a message, and no longer than those can be: it is kept a while."""
+    text = _optional_text(value, name)
+    if text is not None and len(text) > _NAME_LIMIT:
+        raise MalformedMessage(f"header {name} is longer than {_NAME_LIMIT} characters")
+    return text

@@ -516,6 +516,7 @@ async def test_a_letter_that_could_not_be_removed_is_told(url: str) -> None:
         ({"url": "memory://", "service": "a b"}, "service name"),
         ({"url": "memory://", "prefix": "a.b"}, "prefix"),
         ({"url": "memory://", "max_size": 1}, "max_size"),
+        ({"url": "memory://", "codecs": "json"}, "codecs"),
         *(({"url": "memory://", "timeout": value}, "timeout") for value in (0, -1, None, "1", float("nan"))),
     ],
 )

@@ -312,6 +312,13 @@ def test_a_header_of_a_request_that_is_of_the_wrong_kind_is_named(header: str, v
         decode_request(received({header: value}), b"")
 
 
+@pytest.mark.parametrize("header", ["origin", "replay"])
+def test_a_name_that_a_worker_keeps_is_no_longer_than_a_name_can_be(header: str) -> None:
+    assert decode_request(received({header: "x" * 255}), b"").history is not None
+    with pytest.raises(MalformedMessage, match=f"header {header} is longer than 255"):
+        decode_request(received({header: "x" * 256}), b"")
+
+
 @pytest.mark.parametrize(
     ("header", "value"),
     [
