@@ -318,6 +318,12 @@ class Executor:
         if execution.phase is _RUNNING:
             self._publisher.announce(execution, STARTED, self._identity)
 
+    def announce_running(self) -> None:
+        """Tell the callers of all runs that they go on here."""
+        for execution in self._table.running.values():
+            if execution.begun:
+                self.announce_started(execution)
+
     def _on_thread_started(self, execution: Execution) -> None:
         if execution.request.states:
             self.announce_started(execution)

@@ -35,7 +35,7 @@ class Places:
     they wait are dropped when it is full.
 
     *older_than* is the wall clock's time when the worker began to listen for control messages, where requests may have
-    waited in the service's queue by then; None where there were none.
+    waited in the service's queue by then; None where there were none, infinite while it cannot listen.
     """
 
     __slots__ = ("_concurrency", "free", "methods", "older_than", "service", "waiting")

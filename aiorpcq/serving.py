@@ -168,6 +168,8 @@ class Serving:
         await link.declare(names.requests, *self._control)
 
         def on_cancelled(error: RPCError) -> None:
+            for places in self.places.values():
+                places.older_than = float("inf")  # nobody listens: what begins meanwhile may have been cancelled
             listening = asyncio.get_running_loop().create_task(consume(), name="aiorpcq control consumer")
             self._tasks.add(listening)
             listening.add_done_callback(self._tasks.discard)
@@ -181,8 +183,10 @@ class Serving:
                     logger.warning("cannot listen for control messages: %s", error)
                     await asyncio.sleep(_LISTEN_PAUSE)
                     continue
+                # What was said while nobody listened is lost; a caller that hears of its run says it again.
                 for places in self.places.values():
-                    places.older_than = time.time()  # what was said while nobody listened is lost
+                    places.older_than = time.time()
+                self.executor.announce_running()
                 return
 
         await link.consume(queue.name, self.controller.on_delivery, no_ack=True, on_cancelled=on_cancelled)
