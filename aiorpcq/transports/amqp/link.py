@@ -190,10 +190,7 @@ class AMQPLink:
         if lane.closed is not None:  # it is the channel that was closed
             on_cancelled(error)
             return
-        task = self._loop.create_task(self._answer_cancel(lane, queue, tag, on_cancelled, error))
-        self._operations.add(task)
-        task.add_done_callback(self._operations.discard)
-        task.add_done_callback(_retrieve)
+        self._own(self._loop.create_task(self._answer_cancel(lane, queue, tag, on_cancelled, error)))
 
     async def _answer_cancel(
         self, lane: Lane, queue: str, tag: str, on_cancelled: Callable[[RPCError], None], error: RPCError
