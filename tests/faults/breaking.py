@@ -11,7 +11,7 @@ from tests.node import Node
 
 from .link import Side
 
-__all__ = ["Breaker", "ChannelError", "MemoryBreaker", "NodeBreaker", "until_queued"]
+__all__ = ["Breaker", "ChannelError", "MemoryBreaker", "NodeBreaker", "until_left", "until_queued"]
 
 ChannelError = Literal[404, 406]
 
@@ -131,6 +131,16 @@ class NodeBreaker:
             *[name for name in queues if name.startswith(_REPLY_QUEUES)],
             *[f"connection of {connection.name}" for connection in connections],
         ]
+
+
+async def until_left(breaker: Breaker, count: int = 0, queue: str = "rpc.default") -> None:
+    """Wait until no more than so many requests are in the queue or in the hands of its workers.
+
+    A worker does not wait for its acks: the caller has its value while they are on their way to the broker.
+    """
+    async with asyncio.timeout(PATIENCE):
+        while await breaker.messages(queue) > count:  # noqa: ASYNC110 - see `until_queued`
+            await asyncio.sleep(0.001)
 
 
 async def until_queued(breaker: Breaker, count: int, queue: str = "rpc.default") -> None:

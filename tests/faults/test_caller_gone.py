@@ -25,7 +25,7 @@ from tests.contract.parties import (
     request_for,
 )
 
-from .breaking import Breaker, until_queued
+from .breaking import Breaker, until_left, until_queued
 from .ledger import Ledger
 from .waiting import Waiting
 
@@ -186,7 +186,7 @@ async def test_row_17_runs_of_a_caller_that_died_are_finished_or_stopped_as_thei
     await doomed.die()
     await until_gone(stranger, replies)
     await check_end(party, serving, says, died_at)
-    assert await breaker.messages("rpc.default") == 0
+    await until_left(breaker)
 
 
 async def test_row_17_queued_requests_of_a_caller_that_died_are_finished_or_stopped_as_their_method_says(
@@ -210,7 +210,7 @@ async def test_row_17_queued_requests_of_a_caller_that_died_are_finished_or_stop
     began = asyncio.get_running_loop().time()
     await party.release()
     await check_end(party, serving, says, began)
-    assert await breaker.messages("rpc.default") == 0
+    await until_left(breaker)
 
 
 async def test_row_17_queued_requests_of_a_caller_that_died_are_dropped_when_they_expire(
@@ -222,11 +222,9 @@ async def test_row_17_queued_requests_of_a_caller_that_died_are_dropped_when_the
     await doomed.call(timeout=_EXPIRATION)
     await until_queued(breaker, 2 * _CALLS)
     await doomed.die()
-    async with asyncio.timeout(PATIENCE):
-        while await breaker.messages("rpc.default") > _CALLS:  # noqa: ASYNC110 - see `until_queued`
-            await asyncio.sleep(0.001)
+    await until_left(breaker, _CALLS)
     await party.release()
     await eventually(lambda: serving.statistics().running == 0)
     assert party.waiting.runs == []
     assert serving.statistics().started == _CALLS
-    assert await breaker.messages("rpc.default") == 0
+    await until_left(breaker)

@@ -13,7 +13,7 @@ from aiorpcq import Client, Service, Worker, WorkerLost
 from aiorpcq.protocol.deliveries import DeliveryMode
 from tests.contract.parties import ClientFactory, Gate, WorkerFactory, eventually
 
-from .breaking import Breaker
+from .breaking import Breaker, until_left
 from .conftest import ProcessFactory
 from .ledger import Ledger
 from .marks import amqp_only
@@ -61,7 +61,7 @@ async def test_row_26_a_worker_that_gets_sigterm_under_load_loses_nothing_and_ru
     assert {entry.attempt for entry in journal.entries()} == {1}
     assert journal.entries("cancelled") == []
     assert caller.statistics().duplicates == 0
-    await until_empty(breaker)
+    await until_left(breaker)
 
 
 @amqp_only
@@ -81,7 +81,7 @@ async def test_row_26_a_worker_whose_runs_do_not_end_exits_when_its_grace_is_ove
     assert await ledger.outcomes(calls.values()) == list(calls)
     assert len(journal.entries("cancelled")) == 20
     assert [entry.attempt for entry in journal.entries("end")] == [2] * 20
-    await until_empty(breaker)
+    await until_left(breaker)
 
 
 @amqp_only
@@ -129,7 +129,7 @@ async def test_row_26_a_worker_that_is_closed_under_load_loses_nothing_and_runs_
     await closing
     assert await ledger.outcomes(calls) == list(range(1000))
     assert runs == Counter(range(1000))
-    await until_empty(breaker)
+    await until_left(breaker)
 
 
 # --- rolling restarts
@@ -177,7 +177,7 @@ async def test_row_34_saturated_worker_processes_that_are_replaced_five_times_po
             assert not grace, name
         else:
             assert outcome == name
-    await until_empty(breaker)
+    await until_left(breaker)
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
@@ -220,10 +220,4 @@ async def test_row_34_saturated_workers_that_are_replaced_five_times_poison_noth
     assert await ledger.outcomes(calls) == list(range(150))
     assert runs == Counter(range(150))
     assert sum(each.statistics().lost for each in serving) == 0
-    await until_empty(breaker)
-
-
-async def until_empty(breaker: Breaker) -> None:
-    """Wait until nothing is left in the service's queue."""
-    while await breaker.messages("rpc.default"):
-        pass  # each look is an exchange with the broker
+    await until_left(breaker)

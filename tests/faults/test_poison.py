@@ -13,7 +13,7 @@ from aiorpcq import Context, Poisoned, Service
 from tests.contract.parties import ClientFactory, Gate, WorkerFactory, eventually
 from tests.contract.workbench import die
 
-from .breaking import Breaker
+from .breaking import Breaker, until_left
 from .conftest import ProcessFactory
 from .ledger import Ledger
 from .marks import amqp_only
@@ -78,8 +78,7 @@ async def test_row_19_a_request_that_kills_every_worker_is_poisoned_after_its_at
         assert await ledger.outcomes([ledger.call(caller, "add", number, 1) for number in range(20)]) == [*range(1, 21)]
         assert await breaker.messages("rpc.default.dead") == 1
         await eventually(lambda: len(members) == 2 + _ATTEMPTS)
-    while await breaker.messages("rpc.default"):
-        pass  # each look is an exchange with the broker
+    await until_left(breaker)
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])

@@ -14,7 +14,7 @@ from aiorpcq.testing import memory_broker
 from tests.contract.parties import PATIENCE, ClientFactory, Gate, WorkerFactory, eventually
 from tests.node import Node
 
-from .breaking import Breaker
+from .breaking import Breaker, until_left
 from .ledger import Ledger
 from .marks import amqp_only, memory_only
 
@@ -65,7 +65,7 @@ async def test_row_13_a_service_queue_that_is_deleted_is_declared_and_consumed_a
         assert outcome.maybe_executed
     assert await ledger.outcomes([ledger.call(caller, "wait", number) for number in range(10, 30)]) == [*range(10, 30)]
     assert runs == Counter([*range(5), *range(10, 30)])
-    await until_empty(breaker)
+    await until_left(breaker)
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
@@ -98,7 +98,7 @@ async def test_row_13_a_service_queue_that_is_deleted_again_and_again_under_load
     assert await ledger.outcomes([ledger.call(another, "wait", number) for number in range(1000, 1100)]) == [
         *range(1000, 1100)
     ]
-    await until_empty(breaker)
+    await until_left(breaker)
 
 
 async def until_back(serving: Worker, times: int) -> None:
@@ -135,7 +135,7 @@ async def test_row_14_a_consumer_that_the_broker_cancels_is_made_again_and_nothi
     assert [call.result() for call in calls] == list(runs)
     assert set(runs.values()) == {1}
     assert serving.statistics().adopted == 0  # what it had in hand stayed there
-    await until_empty(breaker)
+    await until_left(breaker)
 
 
 @memory_only
@@ -203,13 +203,7 @@ async def check_timeout(
     assert serving.statistics().started == 2 * _CALLS
     assert caller.statistics().generation == 1
     await eventually(lambda: serving.health().ready)
-    await until_empty(breaker)
-
-
-async def until_empty(breaker: Breaker) -> None:
-    """Wait until nothing is left in the service's queue."""
-    while await breaker.messages(_QUEUE):
-        pass  # each look is an exchange with the broker
+    await until_left(breaker)
 
 
 @amqp_only

@@ -13,7 +13,7 @@ from tests.contract.parties import ClientFactory, Gate, WorkerFactory, eventuall
 from tests.contract.workbench import die
 from tests.proxy import Proxy
 
-from .breaking import Breaker
+from .breaking import Breaker, until_left
 from .conftest import ProcessFactory
 from .ledger import Ledger
 from .marks import amqp_only, memory_only
@@ -67,7 +67,7 @@ async def test_row_03_what_a_killed_worker_was_running_is_run_again_elsewhere(
             ("heir", "end", 2),
         ]
     assert caller.statistics().duplicates == 0
-    await until_acknowledged(breaker)
+    await until_left(breaker)
 
 
 @amqp_only
@@ -94,7 +94,7 @@ async def test_row_03_what_a_killed_worker_was_running_is_lost_where_it_must_not
         assert isinstance(outcome, WorkerLost)
         assert outcome.maybe_executed
     assert [journal.runs(name) for name in names] == [1] * (2 * _CALLS)
-    await until_acknowledged(breaker)
+    await until_left(breaker)
 
 
 @pytest.mark.parametrize("mode", ["at_least_once", "no_rerun"])
@@ -152,7 +152,7 @@ async def test_row_04_a_worker_killed_after_its_reply_and_before_its_ack_leaves_
     await doomed.kill()
     proxy.reset()  # the acknowledgement is lost with the connection
     await eventually(lambda: caller.statistics().duplicates >= 1)
-    await until_acknowledged(breaker)
+    await until_left(breaker)
     runs = [entry.name for entry in journal.entries("start", "t")]
     assert runs == (["doomed", "heir"] if mode == "at_least_once" else ["doomed"])
     # A run that comes after a redelivery may tell that it started, too, and its progress; whatever it tells settles
@@ -218,7 +218,7 @@ async def test_row_05_a_worker_killed_before_its_reply_reaches_the_broker_is_rep
         ("heir", "end"),
     ]
     assert caller.statistics().duplicates == 0
-    await until_acknowledged(breaker)
+    await until_left(breaker)
 
 
 @amqp_only
@@ -246,11 +246,5 @@ async def test_row_05_a_worker_killed_before_its_reply_is_confirmed_is_replaced_
     await eventually(lambda: caller.statistics().duplicates >= 1)
     assert journal.runs("t") == 2
     assert await caller.with_options(task_id=None).call("add", 1, 2) == 3
-    await until_acknowledged(breaker)
+    await until_left(breaker)
     assert caller.statistics().duplicates <= 2
-
-
-async def until_acknowledged(breaker: Breaker) -> None:
-    """Wait until nothing is left in the service's queue."""
-    while await breaker.messages("rpc.default"):
-        pass  # each look is an exchange with the broker
