@@ -17,8 +17,6 @@ from ...protocol.messages import Outcome, Properties, Publication
 from ..base import Delivery
 from .consumer import Consumer, Standing
 from .frames import (
-    Event,
-    EventKind,
     PublishEncoder,
     close_cause,
     close_reason,
@@ -30,6 +28,7 @@ from .frames import (
     return_route,
     split_delivery,
 )
+from .parser import Event, EventKind
 from .properties import PropertyError, decode_properties
 
 __all__ = ["Lane", "LaneConnection", "LaneDelivery"]

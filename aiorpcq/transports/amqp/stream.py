@@ -12,8 +12,9 @@ from typing import Final, cast
 
 from ...errors import ConnectionLost, RPCError
 from ...protocol.messages import Properties
-from .frames import HEARTBEAT, EventKind, FrameError, FrameParser, close_reason
+from .frames import HEARTBEAT, FrameError, close_reason
 from .lane import Lane
+from .parser import EventKind, FrameParser
 
 __all__ = ["LaneProtocol"]
 

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 from pamqp import base, body, commands, frame, header, heartbeat
 
-__all__ = ["FRAME_MAX", "UNHURRIED", "Frame", "content", "framed", "marshal", "read_frames"]
+__all__ = [
+    "BODIES",
+    "FRAME_MAX",
+    "MAX_BODY",
+    "ROUTES",
+    "SMALL_FRAME",
+    "TAGS",
+    "UNHURRIED",
+    "Frame",
+    "content",
+    "framed",
+    "marshal",
+    "read_frames",
+]
 
 # A machine that is busy with brokers takes its time over an example; none of these tests is about speed.
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 FRAME_MAX = 131_072
 Frame = base.Frame | body.ContentBody | header.ContentHeader | header.ProtocolHeader | heartbeat.Heartbeat
+SMALL_FRAME = 4_096  # the least that may be negotiated (section 4.2.3)
+MAX_BODY = 5_000
+
+TAGS = st.integers(1, 2**63 - 1)
+ROUTES = st.text(max_size=40).filter(lambda text: len(text.encode()) <= 255)
+BODIES = st.one_of(
+    st.binary(max_size=40),
+    st.integers(0, MAX_BODY).map(lambda size: bytes(range(256)) * (size // 256) + b"x" * (size % 256)),
+)
 
 
 def marshal(value: Frame, channel: int = 1) -> bytes:
