@@ -15,11 +15,12 @@ from .frames import BODY, CONTENT_HEADER_SIZE, END, FRAME, FRAME_OVERHEAD, HEADE
 __all__ = ["Event", "EventKind", "FrameParser"]
 
 _LARGEST_UNNEGOTIATED: Final = 1 << 20
-_CONFIRM_SIZE: Final = 13
+_CONFIRM_SIZE: Final = 13  # of its payload: class, method, delivery tag, bits
 
+_METHOD_ID: Final = Struct(">I")  # class and method as one number
+_CONFIRM: Final = Struct(">IQB")  # class and method, delivery tag, bits
+_HEADER: Final = Struct(">BHIIQ")  # of a content header: frame header, class and weight, body size
 _BODY_SIZE: Final = Struct(">Q")
-_TAG: Final = Struct(">Q")
-_METHOD_ID: Final = Struct(">I")
 
 
 class EventKind(Enum):
@@ -98,9 +99,9 @@ class FrameParser:
         "_assemblies",
         "_at_once",
         "_channels",
-        "_frame_max",
         "_needed",
         "_partial",
+        "_payload_max",
         "_raw",
         "_started",
         "max_body",
@@ -119,13 +120,13 @@ class FrameParser:
     @property
     def frame_max(self) -> int:
         """Bytes of the largest frame."""
-        return self._frame_max
+        return self._payload_max + FRAME_OVERHEAD
 
     @frame_max.setter
     def frame_max(self, size: int) -> None:
-        self._frame_max = size
+        self._payload_max = size - FRAME_OVERHEAD
         # What `_on_content` takes within this need not be checked further.
-        self._at_once = min(size - FRAME_OVERHEAD, self.max_body)
+        self._at_once = min(self._payload_max, self.max_body)
 
     def feed(self, data: bytes) -> list[Event]:
         """Return what *data* completes.
@@ -154,37 +155,41 @@ class FrameParser:
     def _parse(self, data: bytes, events: list[Event]) -> int:
         """Append the events of all whole frames in *data*; return where the rest begins.
 
-        What passes through comes last: whoever keeps the connection reads it in a task of its own, later.
+        What passes through comes last: whoever keeps the connection reads it in a task of its own, later. Confirms, and
+        content that is all there, are read in place, being nearly all that comes; each is a third cheaper for it.
         """
         position, end = 0, len(data)
-        channels, unpack = self._channels, FRAME.unpack_from
+        channels, assemblies, frame, limit = self._channels, self._assemblies, FRAME.unpack_from, self._payload_max
         passed: list[bytes] = []
         self._needed = FRAME_OVERHEAD
         while end - position >= FRAME_OVERHEAD:
-            kind, channel, size = unpack(data, position)
+            kind, channel, size = frame(data, position)
             stop = position + size + FRAME_OVERHEAD
-            if size + FRAME_OVERHEAD > self._frame_max:
-                raise FrameError(f"frame of {size + FRAME_OVERHEAD} bytes, negotiated are {self._frame_max}")
+            if size > limit:
+                raise FrameError(f"frame of {size + FRAME_OVERHEAD} bytes, negotiated are {limit + FRAME_OVERHEAD}")
             if stop > end:
                 self._needed = stop - position
                 break
             if data[stop - 1] != END:
                 raise FrameError(f"frame of type {kind} on channel {channel} does not end with the end octet")
-            if channel in channels:
-                payload = data[position + 7 : stop - 1]
-                if kind == METHOD:
-                    method = _method_id(payload, channel)
-                    content = _CONTENT.get(method)
-                    if content is not None and channel not in self._assemblies:
-                        stop = self._on_content(content, channel, payload, data, stop, events)
-                    elif not self._on_method(method, channel, payload, events):
-                        passed.append(data[position:stop])
-                else:
-                    self._on_content_frame(kind, channel, payload, events)
-            else:
+            if channel not in channels:
                 if channel == 0 and kind == METHOD:
-                    self._peek(_method_id(data[position + 7 : stop - 1], 0), data[position + 11 : stop - 1], events)
+                    self._peek(data[position + 7 : stop - 1], events)
                 passed.append(data[position:stop])
+            elif kind != METHOD:
+                self._on_content_frame(kind, channel, data[position + 7 : stop - 1], events)
+            elif channel in assemblies or size < _CONFIRM_SIZE:
+                if not self._on_method(channel, data[position + 7 : stop - 1], events):
+                    passed.append(data[position:stop])
+            else:
+                method, tag, bits = _CONFIRM.unpack_from(data, position + 7)
+                event = _CONFIRMS.get(method)
+                if event is not None:
+                    events.append(_event(Event, (event, channel, b"", b"", b"", tag, bits & 1 == 1)))
+                elif (event := _CONTENT.get(method)) is not None:
+                    stop = self._on_content(event, channel, data[position + 7 : stop - 1], data, stop, events)
+                elif not self._on_method(channel, data[position + 7 : stop - 1], events):
+                    passed.append(data[position:stop])
             position = stop
         if passed:
             events.append(Event(EventKind.PASS, 0, b"".join(passed)))
@@ -193,37 +198,25 @@ class FrameParser:
     def _on_content(
         self, kind: EventKind, channel: int, method: bytes, data: bytes, position: int, events: list[Event]
     ) -> int:
-        """Handle a method that content follows; return how far *data* was read.
-
-        Content that is all there, in one body frame at the most, is taken at once: nearly all of it is, and this
-        halves the cost of a delivery.
-        """
+        """Handle a method that content follows; return how far *data* was read."""
         end = len(data)
         if end - position >= FRAME_OVERHEAD + CONTENT_HEADER_SIZE:
-            frame, frame_channel, size = FRAME.unpack_from(data, position)
+            frame, frame_channel, size, _, body_size = _HEADER.unpack_from(data, position)
             stop: int = position + size + FRAME_OVERHEAD
+            body_stop: int = stop + body_size + FRAME_OVERHEAD if body_size else stop
             if (
-                frame == HEADER
+                body_stop <= end
+                and frame == HEADER
                 and frame_channel == channel
                 and size >= CONTENT_HEADER_SIZE
-                and stop <= end
+                and size + body_size <= self._at_once
                 and data[stop - 1] == END
+                and data[body_stop - 1] == END
+                and (not body_size or FRAME.unpack_from(data, stop) == (BODY, channel, body_size))
             ):
-                body_size = _BODY_SIZE.unpack_from(data, position + 11)[0]
-                if size + body_size <= self._at_once:
-                    header = data[position + 7 : stop - 1]
-                    if not body_size:
-                        events.append(_event(Event, (kind, channel, method, header, b"", 0, False)))
-                        return stop
-                    body_stop: int = stop + body_size + FRAME_OVERHEAD
-                    if (
-                        body_stop <= end
-                        and data[body_stop - 1] == END
-                        and FRAME.unpack_from(data, stop) == (BODY, channel, body_size)
-                    ):
-                        body = data[stop + 7 : body_stop - 1]
-                        events.append(_event(Event, (kind, channel, method, header, body, 0, False)))
-                        return body_stop
+                body = data[stop + 7 : body_stop - 1]
+                events.append(_event(Event, (kind, channel, method, data[position + 7 : stop - 1], body, 0, False)))
+                return body_stop
         self._assemblies[channel] = _Assembly(kind, method)
         return position
 
@@ -252,8 +245,9 @@ class FrameParser:
             body = b"".join(assembly.chunks)
             events.append(Event(assembly.kind, channel, assembly.method, assembly.header, body, assembly.oversize))
 
-    def _on_method(self, method: int, channel: int, payload: bytes, events: list[Event]) -> bool:
-        """Handle a method without content on a lane channel; return False where it is to be passed through."""
+    def _on_method(self, channel: int, payload: bytes, events: list[Event]) -> bool:
+        """Handle any method of a lane channel; return False where it is to be passed through."""
+        method = _method_id(payload, channel)
         closing = method in _CHANNEL_CLOSING
         if channel in self._assemblies:
             if not closing:
@@ -263,12 +257,11 @@ class FrameParser:
             self._channels.discard(channel)
             events.append(Event(EventKind.CHANNEL_CLOSED, channel, payload[4:]))
             return False
-        kind = _CONFIRMS.get(method)
-        if kind is not None:
-            if len(payload) < _CONFIRM_SIZE:
-                raise FrameError(f"confirm of {len(payload)} bytes on channel {channel}")
-            tag, bits = _TAG.unpack_from(payload, 4)[0], payload[12]
-            events.append(_event(Event, (kind, channel, b"", b"", b"", tag, bool(bits & 1))))
+        if method in _CONFIRMS:
+            raise FrameError(f"confirm of {len(payload)} bytes on channel {channel}")
+        content = _CONTENT.get(method)
+        if content is not None:
+            self._assemblies[channel] = _Assembly(content, payload)
             return True
         kind = _CONSUMER.get(method)
         if kind is None:
@@ -277,10 +270,10 @@ class FrameParser:
         # The broker's own cancel is passed through: aiormq answers it where the broker wants an answer.
         return kind is EventKind.CANCEL_OK
 
-    def _peek(self, method: int, arguments: bytes, events: list[Event]) -> None:
-        kind = _CONNECTION.get(method)
+    def _peek(self, payload: bytes, events: list[Event]) -> None:
+        kind = _CONNECTION.get(_method_id(payload, 0))
         if kind is not None:
-            events.append(Event(kind, 0, arguments))
+            events.append(Event(kind, 0, payload[4:]))
 
 
 def _method_id(payload: bytes, channel: int) -> int:
