@@ -29,9 +29,9 @@ from .errors import (
     WorkerLost,
 )
 from .health import Health
+from .limits import CacheLimits
 from .options import CallOptions
 from .protocol.outofband import OutOfBandLimits
-from .protocol.terminals import CacheLimits
 from .retry import Busy, Retry, RetryBudget, RetryPolicy
 from .router import WorkerInfo
 from .service import Service

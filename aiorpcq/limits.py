@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["DEFAULT_MAX_SIZE", "EVICTION_DELAY", "STATE_OVERHEAD", "check_integer", "check_kind", "check_max_size"]
+__all__ = [
+    "DEFAULT_MAX_SIZE",
+    "EVICTION_DELAY",
+    "STATE_OVERHEAD",
+    "CacheLimits",
+    "check_integer",
+    "check_kind",
+    "check_max_size",
+]
 
 DEFAULT_MAX_SIZE: Final = 8 * 1024 * 1024
 """Bytes that a body may have where nothing else is said."""
@@ -17,6 +26,19 @@ EVICTION_DELAY: Final = 1.0
 
 _LEAST_SIZE: Final = 1024  # an error reply must fit
 _MOST_SIZE: Final = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLimits:
+    """Bounds of the cache of terminal states: bytes (with 500 for each state), and seconds."""
+
+    size: int = 64 * 1024 * 1024
+    age: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name in ("size", "age"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"cache.{name}: {getattr(self, name)!r} is not above 0")
 
 
 def check_integer(value: int, option: str, least: int, most: int) -> int:

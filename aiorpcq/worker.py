@@ -18,12 +18,11 @@ from .codec import Codecs
 from .deadline import check_timeout
 from .errors import RPCError, UsageError
 from .health import Health
-from .limits import DEFAULT_MAX_SIZE, check_integer, check_kind, check_max_size
+from .limits import DEFAULT_MAX_SIZE, CacheLimits, check_integer, check_kind, check_max_size
 from .method import check_delivery
 from .places import RunOptions
 from .protocol.deliveries import DeliveryMode
 from .protocol.executions import ExecutionTable
-from .protocol.terminals import CacheLimits
 from .protocol.topology import Names
 from .service import Service
 from .serving import Serving, WorkerStatistics

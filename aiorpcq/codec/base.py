@@ -10,7 +10,8 @@ __all__ = ["Codec"]
 class Codec(Protocol):
     """One way to write values as bytes, known to both sides by its content type (lower case).
 
-    Both methods run in the event loop and raise `CodecError`; anything else they raise becomes one, but that
+    *encode* returns `bytes`, and nothing that can change on its way, such as a bytearray. Both methods run in the event
+    loop and raise `CodecError`; anything else they raise becomes one, but that
     `PayloadTooLarge` passes where *decode* raises it.
     """
 

@@ -95,6 +95,8 @@ class Codecs:
             raise
         except Exception as error:
             raise encode_error(error) from error
+        if not isinstance(body, bytes):
+            raise CodecError(f"the codec of {self._content_type} returned a {type(body).__name__}, not bytes")
         if len(body) > self._plain:
             return self._shrink(body)
         return body, self._content_type, None

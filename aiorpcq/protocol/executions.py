@@ -10,9 +10,10 @@ from collections import OrderedDict
 from enum import Enum
 from typing import Any, Final
 
+from ..limits import CacheLimits
 from .callers import Moves, Revocations
 from .messages import Request, StateMessage
-from .terminals import CacheLimits, TerminalCache
+from .terminals import TerminalCache
 from .timers import DeadlineWheel
 
 __all__ = ["EndedAttempt", "Execution", "ExecutionPhase", "ExecutionTable", "Verdict"]

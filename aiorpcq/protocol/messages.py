@@ -10,9 +10,44 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["History", "Outcome", "Properties", "Publication", "Request", "StateMessage"]
+__all__ = ["PROPERTY_NAMES", "History", "Outcome", "Properties", "Publication", "Request", "StateMessage"]
+
+# Where the classes below are compiled they have no `__slots__` to read their fields from.
+PROPERTY_NAMES: Final = (
+    "app_id",
+    "content_encoding",
+    "content_type",
+    "correlation_id",
+    "delivery_mode",
+    "expiration",
+    "headers",
+    "message_id",
+    "priority",
+    "reply_to",
+    "timestamp",
+    "type",
+    "user_id",
+)
+_REQUEST: Final = (
+    "attempt",
+    "body",
+    "content_encoding",
+    "content_type",
+    "deadline",
+    "expiration",
+    "history",
+    "metadata",
+    "method",
+    "parent_id",
+    "priority",
+    "reply_to",
+    "root_id",
+    "states",
+    "task_id",
+)
+_STATE: Final = ("attempt", "body", "content_encoding", "content_type", "name", "sequence", "task_id", "worker_id")
 
 
 class Outcome(Enum):
@@ -31,21 +66,7 @@ class Outcome(Enum):
 class Properties:
     """The basic properties of a message. *expiration* is in milliseconds; headers read by others stay in order."""
 
-    __slots__ = (
-        "app_id",
-        "content_encoding",
-        "content_type",
-        "correlation_id",
-        "delivery_mode",
-        "expiration",
-        "headers",
-        "message_id",
-        "priority",
-        "reply_to",
-        "timestamp",
-        "type",
-        "user_id",
-    )
+    __slots__ = PROPERTY_NAMES
 
     def __init__(
         self,
@@ -80,12 +101,12 @@ class Properties:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Properties):
             return NotImplemented
-        return all(getattr(self, name) == getattr(other, name) for name in Properties.__slots__)
+        return all(getattr(self, name) == getattr(other, name) for name in PROPERTY_NAMES)
 
     __hash__ = None  # type: ignore[assignment]  # equality by value, and the headers are a mapping
 
     def __repr__(self) -> str:
-        given = (f"{name}={value!r}" for name in Properties.__slots__ if (value := getattr(self, name)) is not None)
+        given = [f"{name}={value!r}" for name in PROPERTY_NAMES if (value := getattr(self, name)) is not None]
         return f"Properties({', '.join(given)})"
 
 
@@ -145,23 +166,7 @@ class Request:
     request that was published once.
     """
 
-    __slots__ = (
-        "attempt",
-        "body",
-        "content_encoding",
-        "content_type",
-        "deadline",
-        "expiration",
-        "history",
-        "metadata",
-        "method",
-        "parent_id",
-        "priority",
-        "reply_to",
-        "root_id",
-        "states",
-        "task_id",
-    )
+    __slots__ = _REQUEST
 
     def __init__(
         self,
@@ -200,7 +205,7 @@ class Request:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Request):
             return NotImplemented
-        return all(getattr(self, name) == getattr(other, name) for name in Request.__slots__)
+        return all(getattr(self, name) == getattr(other, name) for name in _REQUEST)
 
     __hash__ = None  # type: ignore[assignment]  # equality by value, and the metadata are a mapping
 
@@ -214,7 +219,7 @@ class StateMessage:
     *sequence* counts the states of one attempt from 1; 0 on a terminal state that no other state preceded.
     """
 
-    __slots__ = ("attempt", "body", "content_encoding", "content_type", "name", "sequence", "task_id", "worker_id")
+    __slots__ = _STATE
 
     def __init__(
         self,
@@ -239,7 +244,7 @@ class StateMessage:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, StateMessage):
             return NotImplemented
-        return all(getattr(self, name) == getattr(other, name) for name in StateMessage.__slots__)
+        return all(getattr(self, name) == getattr(other, name) for name in _STATE)
 
     __hash__ = None  # type: ignore[assignment]  # mutable value, compared and never a key
 

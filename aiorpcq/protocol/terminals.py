@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import marshal
-from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
-from ..limits import EVICTION_DELAY, STATE_OVERHEAD
+from ..limits import EVICTION_DELAY, STATE_OVERHEAD, CacheLimits
 from .messages import StateMessage
 
-__all__ = ["CacheLimits", "TerminalCache"]
+__all__ = ["TerminalCache"]
 
 _KEPT_HEADS: Final = 1_000
 _TIME_STEP: Final = 0.05  # seconds that entries share their time for
@@ -22,19 +21,6 @@ _SINCE: Final = Struct(">d")
 # Name, content type, content encoding, sequence, attempt, first reply queue: the same for nearly all states of one
 # caller.
 _Envelope = tuple[str, str, str | None, int, int, str | None]
-
-
-@dataclass(frozen=True, slots=True)
-class CacheLimits:
-    """Bounds of the cache of terminal states: bytes (with 500 for each state), and seconds."""
-
-    size: int = 64 * 1024 * 1024
-    age: float = 120.0
-
-    def __post_init__(self) -> None:
-        for name in ("size", "age"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"cache.{name}: {getattr(self, name)!r} is not above 0")
 
 
 class TerminalCache:

@@ -46,6 +46,16 @@ def test_a_users_codec_is_accepted_beside_the_built_in_ones() -> None:
     assert codecs.decode(*codecs.encode("abc")) == "abc"
 
 
+@pytest.mark.parametrize("kind", [bytearray, memoryview, str])
+def test_a_users_codec_that_returns_no_bytes_is_an_error_that_names_it(kind: type) -> None:
+    class Careless(Upper):
+        def encode(self, value: Any) -> Any:
+            return kind() if kind is not memoryview else memoryview(b"")
+
+    with pytest.raises(CodecError, match=f"codec of text/x-upper returned a {kind.__name__}, not bytes"):
+        Codecs(Careless()).encode("abc")
+
+
 def test_a_given_list_is_exact() -> None:
     assert Codecs(accept=[Upper(), JSON]).accepts == ("text/x-upper", JSON)
 

@@ -148,11 +148,13 @@ class Bystander:
         return queue
 
     async def request(
-        self, request: Request, *, service: str = "default", headers: Mapping[str, Any] | None = None
+        self, request: Request, *, service: str = "default", headers: Mapping[str, Any] | None = None, **properties: Any
     ) -> Outcome:
-        """Send *request*; *headers* are added to its own."""
+        """Send *request*; *headers* are added to its own, *properties* take the place of its own."""
         names = self._names
         publication = encode_request(request, names.requests.name, names.routing_key(service))
+        for name, value in properties.items():
+            setattr(publication.properties, name, value)
         if headers is not None:
             publication.properties.headers = {**(publication.properties.headers or {}), **headers}
         return await self.publish(publication)

@@ -24,7 +24,7 @@ from aiorpcq.protocol.control import (
     encode_answer,
     encode_command,
 )
-from aiorpcq.protocol.messages import Properties
+from aiorpcq.protocol.messages import PROPERTY_NAMES, Properties
 from aiorpcq.protocol.wire import VERSION, MalformedMessage, VersionRefused, decode_state
 
 names = st.text(min_size=1, max_size=20)
@@ -49,7 +49,7 @@ ANSWER = Answer("ping", "question", "worker", None)
 
 
 def changed(properties: Properties, **fields: Any) -> Properties:
-    given_fields = {name: getattr(properties, name) for name in Properties.__slots__}
+    given_fields = {name: getattr(properties, name) for name in PROPERTY_NAMES}
     headers = fields.pop("headers", {})
     return Properties(**{**given_fields, **fields, "headers": {**(properties.headers or {}), **headers}})
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiorpcq.protocol.deadletters import DeadLetter, bury, exhume, read
-from aiorpcq.protocol.messages import History, Outcome, Properties, Publication, Request
+from aiorpcq.protocol.messages import PROPERTY_NAMES, History, Outcome, Properties, Publication, Request
 from aiorpcq.protocol.wire import (
     LEADING_HEADER,
     MalformedMessage,
@@ -154,7 +154,7 @@ def test_the_request_itself_stays_as_it_was() -> None:
 
 
 def replace_headers(properties: Properties, headers: Mapping[str, Any]) -> Properties:
-    fields = {name: getattr(properties, name) for name in Properties.__slots__}
+    fields = {name: getattr(properties, name) for name in PROPERTY_NAMES}
     return Properties(**{**fields, "headers": headers})
 
 

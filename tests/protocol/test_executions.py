@@ -9,9 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from aiorpcq.limits import CacheLimits
 from aiorpcq.protocol.executions import EndedAttempt, Execution, ExecutionPhase, ExecutionTable, Verdict
 from aiorpcq.protocol.messages import History, Request, StateMessage
-from aiorpcq.protocol.terminals import CacheLimits
 from aiorpcq.protocol.timers import GRANULARITY
 
 OVERHEAD = 500

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from aiorpcq.limits import CacheLimits
 from aiorpcq.protocol.messages import StateMessage
-from aiorpcq.protocol.terminals import CacheLimits, TerminalCache
+from aiorpcq.protocol.terminals import TerminalCache
 
 OVERHEAD = 500
 

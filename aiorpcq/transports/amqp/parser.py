@@ -214,7 +214,7 @@ class FrameParser:
                 and data[body_stop - 1] == END
                 and (not body_size or FRAME.unpack_from(data, stop) == (BODY, channel, body_size))
             ):
-                body = data[stop + 7 : body_stop - 1]
+                body = data[stop + 7 : body_stop - 1] if body_size else b""
                 events.append(_event(Event, (kind, channel, method, data[position + 7 : stop - 1], body, 0, False)))
                 return body_stop
         self._assemblies[channel] = _Assembly(kind, method)

@@ -153,7 +153,7 @@ def _expiration(milliseconds: int) -> bytes:
 _entries: dict[tuple[str, tuple[str, ...]], bytes] = {}
 
 
-def _encode_table(table: Mapping[str, Any], depth: int) -> bytes:
+def _encode_table(table: Mapping[Any, Any], depth: int) -> bytes:
     parts = []
     for name, value in table.items():
         if name == "CC" and type(value) is tuple:
@@ -305,7 +305,7 @@ def _read_headers(table: bytes) -> dict[str, Any]:
     A request's table is its deadline, which differs each time, and behind it what hardly ever does; that part is read
     once and remembered.
     """
-    if not table.startswith(_LEADING):
+    if len(table) < _LEADING_SIZE or not table.startswith(_LEADING):
         return _read_table(table, 0)
     rest = table[_LEADING_SIZE:]
     known = _tables.get(rest)

@@ -67,10 +67,9 @@ class Message:
         if headers is not None:
             keys, headers = _split_routing_headers(publication.routing_key, _copy_table(headers))
             properties = _replaced(properties, headers, properties.expiration)
-        body = publication.body
         return cls(
             properties,
-            body if type(body) is bytes else bytes(body),
+            publication.body,
             publication.exchange,
             publication.routing_key,
             keys,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands, header
 
-from aiorpcq.protocol.messages import Properties
+from aiorpcq.protocol.messages import PROPERTY_NAMES, Properties
 from aiorpcq.protocol.wire import LEADING_HEADER
 from aiorpcq.transports.amqp.properties import (
     PropertyError,
@@ -60,7 +60,7 @@ PROPERTIES = st.builds(
 
 def theirs(properties: Properties) -> commands.Basic.Properties:
     """The same properties for pamqp."""
-    values: dict[str, Any] = {name: getattr(properties, name) for name in Properties.__slots__}
+    values: dict[str, Any] = {name: getattr(properties, name) for name in PROPERTY_NAMES}
     values["message_type"] = values.pop("type")
     if values["expiration"] is not None:
         values["expiration"] = str(values["expiration"])
