@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
+from .compiled import COMPILED
 from .deadletters import DeadLetter, DeadLetters
 from .errors import CodecError, ConnectFailed, ConnectionLost, ContentDisallowed, PayloadTooLarge, RPCError
 
@@ -78,9 +79,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"aiorpcq {_version()}")
+    parser.add_argument("--version", action="version", version=f"aiorpcq {_version()}, {_build()}")
     _add_dead(parser.add_subparsers(title="commands", metavar="command", required=True))
     return parser
+
+
+def _build() -> str:
+    return "compiled" if COMPILED else "Python alone"
 
 
 def _version() -> str:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import aiormq
 
+from aiorpcq.compiled import COMPILED
 from tests.node import NodeError
 
 from .broker import Broker, open_broker
@@ -120,6 +121,7 @@ def _machine(broker: Broker, *, uvloop: bool) -> str:
             f"RabbitMQ {broker.version}",
             *(f"{library} {_version(library)}".rstrip() for library in libraries),
             *([] if uvloop else ["no uvloop"]),
+            "compiled as in a wheel" if COMPILED else "aiorpcq as Python alone",
         ]
     )
 

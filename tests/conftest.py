@@ -7,11 +7,13 @@ import gc
 import itertools
 import os
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 import pytest_asyncio
 
+from hatch_build import MODULES
 from tests.node import Cluster, Node
 
 # The same examples every time, and as long as they take: HYPOTHESIS_PROFILE=explore looks for new ones.
@@ -19,10 +21,21 @@ hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=2_000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
+_ROOT = Path(__file__).parent.parent
+
 _vhosts = (f"test-{number}" for number in itertools.count(1))
 
 # A task that was told to end in the test's last line still needs some turns of the loop.
 _TURNS_TO_END = 10
+
+
+def pytest_configure() -> None:
+    """Refuse to test compiled modules whose sources have changed since."""
+    for path in MODULES:
+        source = _ROOT / path
+        for built in source.parent.glob(f"{source.stem}.*"):
+            if built.suffix in {".so", ".pyd"} and built.stat().st_mtime < source.stat().st_mtime:
+                pytest.exit(f"{built.name} is older than {path}: python hatch_build.py compiled, or python", 4)
 
 
 @pytest.hookimpl(wrapper=True)

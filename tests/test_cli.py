@@ -15,6 +15,7 @@ import pytest
 
 from aiorpcq import Codecs
 from aiorpcq.__main__ import main
+from aiorpcq.compiled import COMPILED
 from aiorpcq.protocol.deadletters import bury
 from aiorpcq.protocol.messages import Outcome, Properties, Publication
 from aiorpcq.protocol.topology import Names
@@ -85,7 +86,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         expected = version("aiorpcq")
     except PackageNotFoundError:
         expected = "(not installed, its version is unknown)"
-    assert capsys.readouterr().out == f"aiorpcq {expected}\n"
+    assert capsys.readouterr().out == f"aiorpcq {expected}, {'compiled' if COMPILED else 'Python alone'}\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["dead"], ["dead", "list"], ["dead", "replay"]])

@@ -54,7 +54,8 @@ _BELOW: dict[str, tuple[str, ...]] = {
     "worker": ("serving", "health", "transports.registry"),
     "deadletters": ("transports.registry",),
     "": ("client", "worker", "deadletters"),
-    "__main__": ("",),
+    "compiled": ("protocol",),
+    "__main__": ("", "compiled"),
 }
 
 # Which layer alone may import these.
