@@ -12,6 +12,9 @@ INSTALLED = $(VENV)/.installed
 INSTALLED_DEV = $(VENV)/.installed-dev
 
 # What is tested and broken is Python, or with COMPILED=1 what a wheel has; what is measured is what a wheel has.
+ifeq ($(filter 0 1,$(COMPILED)),)
+$(error COMPILED is 0 or 1)
+endif
 ifeq ($(COMPILED),1)
 BUILD = scripts/install-compiler $(BIN)/python && $(BIN)/python hatch_build.py compiled
 else
@@ -53,9 +56,10 @@ types: $(INSTALLED_DEV)
 
 bench: $(INSTALLED_DEV)
 	@scripts/install-rabbitmq
-	@{ scripts/install-compiler $(BIN)/python && $(BIN)/python hatch_build.py compiled; } || \
-		{ echo 'What follows is measured as Python alone.'; $(BIN)/python hatch_build.py python; }
-	@$(BIN)/python -m benchmarks $(ARGS); status=$$?; $(BIN)/python hatch_build.py python; exit $$status
+	@trap '$(BIN)/python hatch_build.py python' EXIT; trap 'exit 130' HUP INT TERM; \
+		{ scripts/install-compiler $(BIN)/python && $(BIN)/python hatch_build.py compiled; } || \
+		echo 'What follows is measured as Python alone.'; \
+		$(BIN)/python -m benchmarks $(ARGS)
 
 chaos: $(INSTALLED_DEV)
 	@scripts/install-rabbitmq
@@ -66,7 +70,8 @@ wheel: $(INSTALLED_DEV)
 	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist .
 
 clean:
-	find . -path ./$(VENV) -prune -o \( -name '*.so' -o -name '*.pyd' \) -exec rm -f {} +
+	find aiorpcq \( -name '*.so' -o -name '*.pyd' \) -exec rm -f {} +
+	rm -f aiorpcq__mypyc.*
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -75,10 +80,10 @@ $(BIN)/python:
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
 	@echo 'Installing aiorpcq into $(VENV) ...'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@AIORPCQ_COMPILE=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
 $(INSTALLED_DEV): pyproject.toml | $(BIN)/python
 	@echo 'Installing aiorpcq and its development tools into $(VENV) ...'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@AIORPCQ_COMPILE=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $(INSTALLED) $@

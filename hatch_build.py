@@ -2,7 +2,7 @@
 
 A wheel has the compiled modules where a C compiler is at hand, and Python alone where not; the sources are the same. An
 editable install is never compiled, since it would not notice an edit. AIORPCQ_COMPILE=0 in the environment asks for
-Python alone, AIORPCQ_COMPILE=1 takes a failure to compile for an error.
+Python alone, for which nothing but hatchling is installed; AIORPCQ_COMPILE=1 takes a failure to compile for an error.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +35,7 @@ _GROUP: Final = "aiorpcq"
 _MYPY_OPTIONS: Final = ("--config-file=", "--follow-imports=silent", "--ignore-missing-imports")
 _ROOT: Final = Path(__file__).parent
 _SUFFIXES: Final = {".so", ".pyd"}
+_REQUIREMENTS: Final = ("mypy>=2.4", "setuptools>=77")
 
 
 class CompileHook(BuildHookInterface[Any]):
@@ -41,17 +43,20 @@ class CompileHook(BuildHookInterface[Any]):
 
     PLUGIN_NAME = "custom"
 
+    def dependencies(self) -> list[str]:
+        """Return what the build needs besides hatchling."""
+        return [*_REQUIREMENTS] if _is_wanted() else []
+
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, for a wheel that is not editable."""
-        wish = os.environ.get("AIORPCQ_COMPILE", "")
-        if version == "editable" or wish == "0":
+        if version == "editable" or not _is_wanted():
             return
         self._folder = tempfile.TemporaryDirectory(prefix="aiorpcq-build-")
         folder = Path(self._folder.name)
         try:
             compile_modules(folder)
         except CannotCompile as error:
-            if wish == "1":
+            if os.environ.get("AIORPCQ_COMPILE") == "1":
                 raise
             self.app.display_warning(f"aiorpcq is installed as Python alone, which is slower: {error}")
             return
@@ -64,6 +69,12 @@ class CompileHook(BuildHookInterface[Any]):
         """Remove what was compiled: it is in the wheel."""
         if hasattr(self, "_folder"):
             self._folder.cleanup()
+
+
+def _is_wanted() -> bool:
+    """Whether this interpreter is to have compiled modules; one that runs threads side by side would stop doing so."""
+    is_cpython = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
+    return is_cpython and os.environ.get("AIORPCQ_COMPILE") != "0"
 
 
 class CannotCompile(Exception):
@@ -92,7 +103,9 @@ def compile_modules(target: Path) -> list[Path]:
             command.build_temp = scratch
             command.ensure_finalized()
             command.run()
-    except (Exception, SystemExit) as error:  # mypycify exits where mypy finds an error
+    except SystemExit as error:
+        raise CannotCompile("the modules cannot be compiled: mypy found the errors above") from error
+    except Exception as error:
         raise CannotCompile(f"the modules cannot be compiled: {error}") from error
     finally:
         os.chdir(before)

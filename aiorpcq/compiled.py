@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.machinery import EXTENSION_SUFFIXES
 from typing import Final
 
 from .protocol import wire
 
 __all__ = ["COMPILED"]
 
-COMPILED: Final = not wire.__file__.endswith(".py")
+COMPILED: Final = wire.__file__.endswith(tuple(EXTENSION_SUFFIXES))
 """They are compiled together or not at all; the list is in `hatch_build.py`."""

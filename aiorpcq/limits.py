@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,15 +31,19 @@ _MOST_SIZE: Final = 2**31
 
 @dataclass(frozen=True, slots=True)
 class CacheLimits:
-    """Bounds of the cache of terminal states: bytes (with 500 for each state), and seconds."""
+    """Bounds of the cache of terminal states: bytes (with 500 for each state), and seconds.
+
+    Raises:
+        ValueError: *size* is not a whole number from 1, or *age* not a number above 0.
+    """
 
     size: int = 64 * 1024 * 1024
     age: float = 120.0
 
     def __post_init__(self) -> None:
-        for name in ("size", "age"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"cache.{name}: {getattr(self, name)!r} is not above 0")
+        check_integer(self.size, "cache.size", 1, sys.maxsize)
+        if isinstance(self.age, bool) or not isinstance(self.age, (int, float)) or not self.age > 0:
+            raise ValueError(f"cache.age: {self.age!r} is not a number of seconds above 0")
 
 
 def check_integer(value: int, option: str, least: int, most: int) -> int:

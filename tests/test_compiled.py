@@ -56,9 +56,10 @@ def build(target: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def visible(folder: Path) -> set[Path]:
-    """What is in *folder*, without the caches of tools that run beside this."""
-    return {path for path in folder.iterdir() if not path.name.startswith((".", "__"))}
+def checkout() -> dict[Path, int]:
+    """What is in the checkout and since when, without the caches of tools that run beside this."""
+    paths = [*_ROOT.glob("*"), *(_ROOT / "aiorpcq").rglob("*")]
+    return {path: path.stat().st_mtime_ns for path in paths if path.is_file() and "__pycache__" not in path.parts}
 
 
 def compiled_in(target: Path) -> set[str]:
@@ -79,11 +80,11 @@ def test_a_wheel_of_python_alone_is_for_every_machine(tmp_path: Path) -> None:
 
 @needs_compiler
 def test_a_wheel_has_the_compiled_modules_and_leaves_nothing_in_the_checkout(tmp_path: Path) -> None:
-    before = visible(_ROOT)
+    before = checkout()
     done = build(tmp_path, AIORPCQ_COMPILE="1")
     assert done.returncode == 0, done.stderr
     assert compiled_in(tmp_path) == set(MODULES)
-    assert visible(_ROOT) == before
+    assert checkout() == before
 
 
 def test_without_a_compiler_a_wheel_is_python_alone_and_says_so(tmp_path: Path) -> None:

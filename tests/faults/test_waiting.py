@@ -9,7 +9,7 @@ import pytest
 from aiorpcq import DeadlineExceeded, NoWorkers, Service
 from tests.contract.parties import PATIENCE, ClientFactory, WorkerFactory, calculator
 
-from .breaking import Breaker, until_left, until_queued
+from .breaking import Breaker, until_queued
 from .ledger import Ledger
 
 _CALLS = 50
@@ -34,7 +34,7 @@ async def test_row_02_a_call_that_nobody_takes_waits_to_its_deadline_and_is_not_
         assert isinstance(outcome, DeadlineExceeded)
         assert not outcome.maybe_executed
     assert _TIMEOUT <= took <= _TIMEOUT + _SLOWNESS
-    await until_left(breaker)
+    assert await breaker.messages("rpc.default") == 0
     late = await worker(calculator())
     assert await caller.with_options(timeout=5).call("add", 1, 2) == 3
     assert late.statistics().started == 1

@@ -55,9 +55,14 @@ def holds(table: ExecutionTable, task_id: str) -> bool:
     return verdict is Verdict.ANSWERED
 
 
-@pytest.mark.parametrize("option", ["size", "age"])
-@pytest.mark.parametrize("value", [0, -1, float("nan")])
-def test_a_bound_that_is_not_above_zero_is_refused(option: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("age", value) for value in (0, -1, float("nan"), True, "1", None)),
+        *(("size", value) for value in (0, -1, float("nan"), float("inf"), 64e6, True, "1", None)),
+    ],
+)
+def test_a_bound_that_bounds_nothing_is_refused(option: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"^cache\.{option}: "):
         CacheLimits(**{option: value})
 

@@ -150,19 +150,19 @@ def _expiration(milliseconds: int) -> bytes:
     return known
 
 
-_entries: dict[tuple[str, tuple[str, ...]], bytes] = {}
+_copies: dict[str, bytes] = {}
 
 
 def _encode_table(table: Mapping[Any, Any], depth: int) -> bytes:
     parts = []
     for name, value in table.items():
-        if name == "CC" and type(value) is tuple:
+        if name == "CC" and depth == 0 and type(value) is tuple and len(value) == 1 and type(value[0]) is str:
             # The same for every request of one connection.
-            known = _entries.get((name, value))
+            known = _copies.get(value[0])
             if known is None:
-                if len(_entries) >= _KEPT_TABLES:
-                    _entries.clear()
-                known = _entries[name, value] = b"\x02CC" + _encode_field(value, name, depth)
+                if len(_copies) >= _KEPT_TABLES:
+                    _copies.clear()
+                known = _copies[value[0]] = b"\x02CC" + _encode_field(value, name, depth)
             parts.append(known)
             continue
         if not isinstance(name, str):

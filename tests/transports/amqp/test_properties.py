@@ -239,6 +239,14 @@ def test_a_header_that_has_no_field_type_is_refused_by_name(value: object) -> No
         encode_properties(Properties(headers={"odd": value}))
 
 
+@pytest.mark.parametrize("values", [(1, True, 1.0), ("a", "b"), ([1], [2])])
+def test_what_a_user_calls_cc_in_a_table_of_his_own_arrives_as_it_is(values: tuple[Any, ...]) -> None:
+    for value in values:
+        headers = {"metadata": {"CC": (value,)}}
+        (read,) = decode_properties(our_header(Properties(headers=headers))).headers["metadata"]["CC"]  # type: ignore[index]
+        assert (type(read), read) == (type(value), value)
+
+
 def test_a_header_name_that_is_no_string_is_refused() -> None:
     bad: Any = {1: 2}
     with pytest.raises(PropertyError, match="a header name is a int"):
