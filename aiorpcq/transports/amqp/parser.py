@@ -156,7 +156,7 @@ class FrameParser:
         """Append the events of all whole frames in *data*; return where the rest begins.
 
         What passes through comes last: whoever keeps the connection reads it in a task of its own, later. Confirms, and
-        content that is all there, are read in place, being nearly all that comes; each is a third cheaper for it.
+        content that is all there, are read in place: they are nearly all that comes.
         """
         position, end = 0, len(data)
         channels, assemblies, frame, limit = self._channels, self._assemblies, FRAME.unpack_from, self._payload_max
