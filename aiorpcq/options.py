@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, get_args
 
 from .deadline import check_timeout
 from .limits import check_integer
-from .protocol.wire import check_metadata
+from .protocol.metadata import check_metadata
 
 __all__ = ["CallOptions", "DisconnectMode"]
 

@@ -11,8 +11,8 @@ class Codec(Protocol):
     """One way to write values as bytes, known to both sides by its content type (lower case).
 
     *encode* returns `bytes`, and nothing that can change on its way, such as a bytearray. Both methods run in the event
-    loop and raise `CodecError`; anything else they raise becomes one, but that
-    `PayloadTooLarge` passes where *decode* raises it.
+    loop and raise `CodecError`; anything else they raise becomes one, but that `PayloadTooLarge` passes where *decode*
+    raises it.
     """
 
     content_type: str

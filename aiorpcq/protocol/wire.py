@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import Enum
-from math import isfinite
 from typing import Any, Final
 
 from .messages import History, Outcome, Properties, Publication, Request, StateMessage
@@ -22,7 +21,6 @@ __all__ = [
     "ReturnReason",
     "VersionRefused",
     "carried",
-    "check_metadata",
     "decode_request",
     "decode_state",
     "delivery_count",
@@ -52,10 +50,6 @@ _SEQUENCE: Final = "sequence"
 _STATES: Final = "states"
 _VERSION: Final = "wire-version"
 _WORKER_ID: Final = "worker-id"
-_METADATA_DEPTH_LIMIT: Final = 16
-_METADATA_SIZE_LIMIT: Final = 64 * 1024
-_FIELD_SIZE: Final = 9  # type and value, or type and length
-_HEADER_NAME_LIMIT: Final = 128  # section 4.2.5.5 of the specification
 _NAME_LIMIT: Final = 255
 _NO_HEADERS: Final[Mapping[str, Any]] = {}
 _OF_HISTORY: Final = frozenset({_ORIGIN, _LOSSES, _REPLAY, _REPUBLISHED})
@@ -333,52 +327,6 @@ def return_reason(headers: Mapping[str, Any] | None) -> ReturnReason:
         return ReturnReason((headers or _NO_HEADERS)["x-death"][0]["reason"])
     except (LookupError, TypeError, ValueError):
         return ReturnReason.UNKNOWN
-
-
-def check_metadata(metadata: Mapping[str, Any]) -> None:
-    """Raise `ValueError` where *metadata* cannot be sent in a header.
-
-    AMQP's field types are None, bool, int of 64 bits, finite float, str, bytes, and lists, tuples and mappings with
-    string keys of those; nested at most 16 deep, and at most 64 KiB in all, so that a header fits one frame.
-    """
-    if _check_field(metadata, 0) > _METADATA_SIZE_LIMIT:
-        raise ValueError(f"metadata: more than {_METADATA_SIZE_LIMIT} bytes")
-
-
-def _check_field(value: Any, depth: int) -> int:
-    """Return the bytes that *value* takes in a header, about; raise `ValueError` where it cannot be there."""
-    kind = type(value)
-    if depth > _METADATA_DEPTH_LIMIT:
-        raise ValueError(f"metadata: nested more than {_METADATA_DEPTH_LIMIT} deep")
-    if kind is bytes:
-        return _FIELD_SIZE + len(value)
-    if kind is float:
-        if not isfinite(value):  # RabbitMQ cannot read one in a header, and closes the connection (541, seen on 3.10)
-            raise ValueError(f"metadata: {value!r} cannot be sent in a header")
-    elif kind is int:
-        if not -(2**63) <= value < 2**63:
-            raise ValueError("metadata: an integer of more than 64 bits")
-    elif kind is str:
-        return _FIELD_SIZE + _text_size(value)
-    elif kind in (list, tuple):
-        return _FIELD_SIZE + sum(_check_field(item, depth + 1) for item in value)
-    elif isinstance(value, Mapping):
-        size = _FIELD_SIZE
-        for name, item in value.items():
-            if type(name) is not str or _text_size(name) > _HEADER_NAME_LIMIT:
-                raise ValueError(f"metadata: {name!r:.60} is not a string of at most {_HEADER_NAME_LIMIT} bytes")
-            size += _text_size(name) + _check_field(item, depth + 1)
-        return size
-    elif value is not None and kind is not bool:
-        raise ValueError(f"metadata: a {kind.__qualname__} cannot be sent in a header")
-    return _FIELD_SIZE
-
-
-def _text_size(text: str) -> int:
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError:
-        raise ValueError("metadata: text that is not encodable") from None
 
 
 def _integer(value: object, name: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final, Literal, Protocol
 
 from aiorpcq.transports.memory import BrokerLink, MemoryBroker
@@ -138,15 +139,17 @@ async def until_left(breaker: Breaker, count: int = 0, queue: str = "rpc.default
 
     A worker does not wait for its acks: the caller has its value while they are on their way to the broker.
     """
-    async with asyncio.timeout(PATIENCE):
-        while await breaker.messages(queue) > count:  # noqa: ASYNC110 - see `until_queued`
-            await asyncio.sleep(0.001)
+    await _until_messages(breaker, queue, lambda messages: messages <= count)
 
 
 async def until_queued(breaker: Breaker, count: int, queue: str = "rpc.default") -> None:
     """Wait until so many requests are in the queue or in the hands of its workers."""
+    await _until_messages(breaker, queue, lambda messages: messages >= count)
+
+
+async def _until_messages(breaker: Breaker, queue: str, is_enough: Callable[[int], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
-        while await breaker.messages(queue) < count:  # noqa: ASYNC110 - a broker tells nobody what it has routed
+        while not is_enough(await breaker.messages(queue)):  # noqa: ASYNC110 - a broker tells nobody what it has
             await asyncio.sleep(0.001)
 
 

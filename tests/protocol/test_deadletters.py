@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from aiorpcq.protocol.deadletters import DeadLetter, bury, exhume, read
 from aiorpcq.protocol.messages import PROPERTY_NAMES, History, Outcome, Properties, Publication, Request
+from aiorpcq.protocol.metadata import check_metadata
 from aiorpcq.protocol.wire import (
     LEADING_HEADER,
     MalformedMessage,
     VersionRefused,
-    check_metadata,
     decode_request,
     encode_request,
 )

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiorpcq.protocol.messages import History, Outcome, Properties, Publication, Request, StateMessage
+from aiorpcq.protocol.metadata import check_metadata
 from aiorpcq.protocol.wire import (
     LEADING_HEADER,
     VERSION,
     MalformedMessage,
     ReturnReason,
     VersionRefused,
-    check_metadata,
     decode_request,
     decode_state,
     delivery_count,
