@@ -9,11 +9,12 @@ from uuid import uuid4
 
 import pytest
 
-from aiorpcq import Client, Service, Worker
+from aiorpcq import Client, Service, Worker, attempts, sending
+from aiorpcq.router import recovery
 from aiorpcq.transports.memory import memory_broker
 from tests.node import Node
 
-from .parties import Bystander, BystanderFactory, ClientFactory, Overview, WorkerFactory
+from .parties import PATIENCE, Bystander, BystanderFactory, ClientFactory, Overview, WorkerFactory
 
 
 @pytest.fixture(params=["memory", "amqp"])
@@ -60,6 +61,13 @@ def bystander(url: str, opened: AsyncExitStack) -> BystanderFactory:
         return await opened.enter_async_context(Bystander.connected(url))
 
     return connect_bystander
+
+
+@pytest.fixture
+def patient_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have callers wait `PATIENCE` for a request that expired to come back: 0.1 s is too short for a busy machine."""
+    for module in (attempts, recovery, sending):
+        monkeypatch.setattr(module, "RETURN_GRACE", PATIENCE)
 
 
 @pytest.fixture

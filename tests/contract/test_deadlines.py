@@ -56,6 +56,7 @@ async def test_a_stream_without_an_end_ends_at_the_tasks_deadline(
         [state async for state in task.stream()]
 
 
+@pytest.mark.usefixtures("patient_returns")
 async def test_a_request_that_expires_in_its_queue_is_known_not_to_have_run(
     client: ClientFactory, bystander: BystanderFactory
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from aiorpcq import Client, Service, UsageError, Worker
 from aiorpcq.transports.memory import memory_broker
-from tests.contract.conftest import bystander, overview
+from tests.contract.conftest import bystander, overview, patient_returns
 from tests.contract.parties import PATIENCE, ClientFactory, WorkerFactory
 from tests.node import Node
 from tests.proxy import Proxy
@@ -24,7 +24,7 @@ from .ledger import Ledger
 from .link import BreakableLink, MemoryLinks, ProxiedLink, Side
 from .processes import Journal, WorkerProcess
 
-__all__ = ["ProcessFactory", "bystander", "overview"]
+__all__ = ["ProcessFactory", "bystander", "overview", "patient_returns"]
 
 _MEMORY = "memory://"
 

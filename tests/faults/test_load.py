@@ -91,7 +91,7 @@ async def test_row_24_a_full_queue_that_refuses_is_overloaded(
     await caller.cast("wait", 1)  # these are confirmed, so they are in the queue
     waiting = await caller.submit("wait", 2)
     with pytest.raises(Overloaded) as caught:
-        await getattr(caller.with_options(timeout=1), way)("wait", 3)
+        await getattr(caller.with_options(timeout=PATIENCE), way)("wait", 3)
     assert caught.value.retryable
     assert not caught.value.maybe_executed
     gate.open()

@@ -22,6 +22,7 @@ async def deserted(worker: WorkerFactory, service: Service) -> None:
     await (await worker(service)).aclose()
 
 
+@pytest.mark.usefixtures("patient_returns")
 async def test_row_02_a_call_that_nobody_takes_waits_to_its_deadline_and_is_not_run_after_it(
     client: ClientFactory, worker: WorkerFactory, breaker: Breaker, ledger: Ledger
 ) -> None:
