@@ -210,9 +210,9 @@ def body_of(delivery: Delivery) -> Any:
     return _codecs.decode(delivery.body, properties.content_type, properties.content_encoding)
 
 
-def calculator(name: str = "default", *, message_ttl: float | None = None) -> Service:
+def calculator(name: str = "default") -> Service:
     """A service of small methods that most tests can do with."""
-    service = Service(name, message_ttl=message_ttl)
+    service = Service(name)
 
     @service.method
     async def add(a: int, b: int) -> int:

@@ -30,7 +30,7 @@ async def test_a_call_without_an_answer_ends_at_its_deadline(
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded) as caught:
         await caller.call("silent.method")
-    assert 0.2 <= time.monotonic() - began < 2
+    assert 0.3 <= time.monotonic() - began < 2  # 0.1 s for the request to come back, as the guarantees say
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.maybe_executed
     assert caught.value.task_id is not None

@@ -20,13 +20,12 @@ from .waiting import Waiting
 STATES = pytest.mark.parametrize("state", [SUCCESS, FAILURE, REVOKED, STARTED, PROGRESS])
 
 _CALLS = 20
-_TTL = 0.3
 _GUESSES = ["rpc.reply.guess", "rpc.reply.", "rpc.default", "amq.rabbitmq.reply-to"]
 
 
-def named(state: str, message_ttl: float | None = None) -> Service:
+def named(state: str) -> Service:
     """A service with a method that is named like a state."""
-    service = calculator(message_ttl=message_ttl)
+    service = calculator()
 
     @service.method(name=state)
     async def method(value: Any) -> Any:
@@ -54,11 +53,12 @@ async def test_row_33_a_method_named_like_a_state_is_a_method(
 
 
 @STATES
+@pytest.mark.usefixtures("patient_returns")
 async def test_row_33_a_returned_request_for_such_a_method_is_no_state_of_its_call(
     client: ClientFactory, worker: WorkerFactory, ledger: Ledger, state: str
 ) -> None:
-    await (await worker(named(state, message_ttl=_TTL))).aclose()  # long before the deadline of a caller
-    caller = await client()
+    await (await worker(named(state))).aclose()
+    caller = await client(timeout=0.3)
     for outcome in await ledger.outcomes([ledger.call(caller, state, number) for number in range(_CALLS)]):
         assert isinstance(outcome, DeadlineExceeded)
         assert not outcome.maybe_executed

@@ -65,7 +65,7 @@ async def test_row_25_a_run_past_its_deadline_is_stopped_whatever_the_workers_cl
 async def test_row_25_a_worker_whose_clock_is_further_off_than_that_runs_nothing_it_takes_for_late(
     client: ClientFactory, worker_process: ProcessFactory, journal: Journal, ledger: Ledger
 ) -> None:
-    await worker_process("far off", clock_offset=_TOLERANCE + 4 * _SLACK)
+    await worker_process("far off", clock_offset=_TOLERANCE + 3 * _SLACK)
     caller = await client(timeout=2 * _SLACK)
     for outcome in await ledger.outcomes([ledger.call(caller, "note", number) for number in range(20)]):
         assert isinstance(outcome, DeadlineExceeded)

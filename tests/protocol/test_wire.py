@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiorpcq.protocol.messages import History, Outcome, Properties, Publication, Request, StateMessage
-from aiorpcq.protocol.metadata import check_metadata
 from aiorpcq.protocol.wire import (
     LEADING_HEADER,
     VERSION,
@@ -569,63 +568,6 @@ def test_whatever_the_headers_hold_there_is_a_reason(headers: dict[str, Any] | N
 @given(fields)
 def test_whatever_the_death_holds_there_is_a_reason(reason: Any) -> None:
     assert isinstance(return_reason({"x-death": [{"reason": reason}]}), ReturnReason)
-
-
-def nest(depth: int) -> dict[str, Any]:
-    metadata: dict[str, Any] = {}
-    for _ in range(depth):
-        metadata = {"inner": metadata}
-    return metadata
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        None,
-        True,
-        0,
-        -(2**63),
-        2**63 - 1,
-        1.5,
-        "text",
-        b"bytes",
-        [],
-        [1, "a"],
-        (1, 2),
-        {},
-        {"a": {"b": [None]}},
-        nest(15),
-    ],
-    ids=str,
-)
-def test_what_a_header_can_hold_is_metadata(value: Any) -> None:
-    check_metadata({"key": value})
-
-
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        {"key": 2**63},
-        {"key": -(2**63) - 1},
-        {"key": float("nan")},
-        {"key": float("inf")},
-        {"key": "\ud800"},
-        {"key": {1, 2}},
-        {"key": object()},
-        {"key": 1j},
-        {"key": [{"inner": {3}}]},
-        {5: "value"},
-        {"a" * 129: 1},
-        {"a" * 1_000: 1},
-        {"\ud800": 1},
-        nest(18),
-        nest(5_000),
-    ],
-    ids=lambda metadata: str(type(next(iter(metadata.values())))),
-)
-def test_metadata_that_no_header_can_hold_are_refused(metadata: dict[Any, Any]) -> None:
-    with pytest.raises(ValueError, match=r"^metadata: "):
-        check_metadata(metadata)
 
 
 def test_messages_that_differ_in_one_field_are_not_equal() -> None:
