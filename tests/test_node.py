@@ -154,6 +154,14 @@ async def test_the_connections_can_be_closed_by_the_broker(private_node: Node) -
         await asyncio.wait_for(closed.wait(), _SOON)
 
 
+async def test_a_connection_that_ends_while_it_is_closed_is_no_error(private_node: Node) -> None:
+    private_node.eval("spawn(fun() -> rabbit_networking:register_connection(self()), receive _ -> ok end end)")
+    opened = "length(rabbit_networking:connections())"
+    await _until(lambda: private_node.eval(opened) == "1")
+    private_node.close_connections()
+    await _until(lambda: private_node.eval(opened) == "0")
+
+
 async def test_one_connection_is_found_and_closed_by_its_name(private_node: Node) -> None:
     async with contextlib.AsyncExitStack() as stack:
         ended = {}
