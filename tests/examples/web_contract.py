@@ -208,7 +208,7 @@ class WebContract:
         await gate.reached.wait()
         async with http.stream("GET", await submit(http, [64])) as response, aclosing(read(response)) as events:
             assert (await anext(events)).name == "RECEIVED"
-            close_connections(node, vhost)
+            node.close_connections(vhost=vhost)
             gate.opened.set()
             last = [event async for event in events][-1]
         assert (await call).json() == {"value": 2}
@@ -316,14 +316,6 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(_PROMPT):
         while not condition():  # noqa: ASYNC110  # what it waits for tells nobody
             await asyncio.sleep(0.005)
-
-
-def close_connections(node: Node, vhost: str) -> None:
-    """Have the broker close the connections of one virtual host."""
-    node.eval(
-        '[rabbit_networking:close_connection(P, <<"closed by a test">>) || P <- rabbit_networking:connections(), '
-        f'rabbit_networking:connection_info(P, [vhost]) =:= [{{vhost, <<"{vhost}">>}}]]'
-    )
 
 
 def free_port() -> int:

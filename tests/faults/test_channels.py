@@ -208,8 +208,8 @@ async def held_channel(node: Node, vhost: str, code: ChannelError) -> AsyncItera
         "length([begin erlang:suspend_process(Channel), "
         f"gen_server2:cast(Channel, {{method, {mistake}, none, noflow}}) end "
         "|| Channel <- rabbit_channel:list_local(), "
-        "[{consumer_count, 1}, {connection, P}] <- [rabbit_channel:info(Channel, [consumer_count, connection])], "
-        f"[{{peer_port, {port}}}] =:= rabbit_networking:connection_info(P, [peer_port])])",
+        "[{consumer_count, 1}, {connection, P}] <- [catch rabbit_channel:info(Channel, [consumer_count, connection])], "
+        f"[{{peer_port, {port}}}] =:= (catch rabbit_networking:connection_info(P, [peer_port]))])",
     )
     assert suspended == "1"
     try:
