@@ -11,6 +11,7 @@ import pytest
 
 from aiorpcq import ConnectionLost, Context, DeadlineExceeded, Overloaded, Service, Unroutable, Worker
 from aiorpcq.testing import memory_broker
+from aiorpcq.transports.amqp import link
 from tests.contract.parties import PATIENCE, ClientFactory, Gate, WorkerFactory, eventually
 from tests.node import Node
 
@@ -24,6 +25,9 @@ _QUEUE = "rpc.default"
 _CALLS = 20
 _OTHER_SIZE = 1_000_000
 """A limit that is another client's alone, which gives it a connection of its own."""
+
+_LATE = 0.3
+"""Seconds in which a worker that is not told to wait has declared and consumed a queue again."""
 
 _TIMEOUT = 0.3
 """Seconds that the broker gives a consumer."""
@@ -99,6 +103,45 @@ async def test_row_13_a_service_queue_that_is_deleted_again_and_again_under_load
         *range(1000, 1100)
     ]
     await until_left(breaker)
+
+
+@amqp_only
+async def test_row_13_a_worker_whose_channel_takes_in_the_deletion_late_is_not_deaf(
+    client: ClientFactory,
+    worker: WorkerFactory,
+    ledger: Ledger,
+    breaker: Breaker,
+    node: Node,
+    vhost: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Later than the other worker, which would have declared the queue again by then."""
+    monkeypatch.setattr(link, "_RECOVERY_PAUSE", PATIENCE / 2)
+    service, gate, _ = gated("quorum")
+    gate.open()
+    late = await worker(service, concurrency=10)
+    (connection,) = node.connections(vhost)
+    other = await worker(service, concurrency=10)
+    channels = (
+        "[Channel || Channel <- rabbit_channel:list_local(), "
+        "[{connection, P}] <- [catch rabbit_channel:info(Channel, [connection])], "
+        f"[{{peer_port, {connection.port}}}] =:= (catch rabbit_networking:connection_info(P, [peer_port]))]"
+    )
+    assert int(node.eval(f"length([true = erlang:suspend_process(Channel) || Channel <- {channels}])")) > 0
+    try:
+        await breaker.delete_queue(_QUEUE)
+        await asyncio.sleep(_LATE)
+    finally:
+        node.eval(
+            "[erlang:resume_process(P) || P <- erlang:processes(), "
+            "{status, suspended} =:= erlang:process_info(P, status)]"
+        )
+    await until_back(late, 1)
+    await until_back(other, 1)
+    caller = await client()
+    assert await ledger.outcomes([ledger.call(caller, "wait", number) for number in range(100)]) == [*range(100)]
+    assert late.statistics().started
+    assert other.statistics().started
 
 
 async def until_back(serving: Worker, times: int) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from itertools import count
 from typing import Any, Final, TypeVar, cast
@@ -31,6 +30,7 @@ from .frames import BASIC_CONSUME, BASIC_QOS
 from .lane import Lane
 from .stream import LaneProtocol
 from .topology import declare_entity, describe, inspect_queue, refusal
+from .versions import recovers_consumers, wants_cancel_ok
 
 __all__ = ["AMQPLink"]
 
@@ -40,6 +40,8 @@ _DEFAULT_FRAME_MAX: Final = 131_072
 _OPERATION_TIMEOUT: Final = 15.0
 _CLOSE_TIMEOUT: Final = 3.0
 _LOST_GRACE: Final = 0.5
+_RECOVERY_PAUSE: Final = 0.5
+"""Seconds from the end of a quorum queue's consumer until its owner is told; see `recovers_consumers`."""
 
 _A = TypeVar("_A")
 _T = TypeVar("_T")
@@ -85,7 +87,7 @@ class AMQPLink:
         self._operations: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
         self._quorum: set[str] = set()  # the quorum queues that were declared here
-        self._wants_cancel_ok = False
+        self._wants_cancel_ok = self._recovers_consumers = False
 
     async def open(self, url: URL, client_name: str) -> None:
         """Connect, open both channels, take over the lane's."""
@@ -99,7 +101,8 @@ class AMQPLink:
         self._under = connection.transport.connection
         tune = self._under.connection_tune
         factory.protocol.negotiated(tune.frame_max or _DEFAULT_FRAME_MAX, tune.heartbeat or 0)
-        self._wants_cancel_ok = _wants_cancel_ok(self._under.server_properties)
+        self._wants_cancel_ok = wants_cancel_ok(self._under.server_properties)
+        self._recovers_consumers = recovers_consumers(self._under.server_properties)
         await self._open_control()
         await self._open_lane()
 
@@ -168,7 +171,7 @@ class AMQPLink:
             await self._wait_lane(subject)
             lane, channel, tag = self._lane, self._lane_channel, f"aiorpcq.{next(self._consumer_tags)}"
             on_end = on_cancelled
-            if on_cancelled is not None and queue in self._quorum and self._wants_cancel_ok:
+            if on_cancelled is not None and queue in self._quorum:
                 on_end = partial(self._on_quorum_cancel, lane, queue, tag, on_cancelled)
             consumer = lane.add_consumer(tag, on_delivery, no_ack=no_ack, on_cancelled=on_end)
             asking = self._consume(channel, queue, tag, prefetch=prefetch, no_ack=no_ack, exclusive=exclusive)
@@ -186,11 +189,20 @@ class AMQPLink:
     def _on_quorum_cancel(
         self, lane: Lane, queue: str, tag: str, on_cancelled: Callable[[RPCError], None], error: RPCError
     ) -> None:
-        """Answer the broker before the consumer's owner hears of its end; see `_wants_cancel_ok`."""
+        """Do what the broker needs before the consumer's owner hears of its end, and consumes again."""
         if lane.closed is not None:  # it is the channel that was closed
             on_cancelled(error)
-            return
-        self._own(self._loop.create_task(self._answer_cancel(lane, queue, tag, on_cancelled, error)))
+        elif self._wants_cancel_ok:
+            self._own(self._loop.create_task(self._answer_cancel(lane, queue, tag, on_cancelled, error)))
+        elif self._recovers_consumers:
+            self._own(self._loop.create_task(self._tell_later(on_cancelled, error)))
+        else:
+            on_cancelled(error)
+
+    async def _tell_later(self, on_cancelled: Callable[[RPCError], None], error: RPCError) -> None:
+        await asyncio.sleep(_RECOVERY_PAUSE)
+        if not self.lost.done():
+            on_cancelled(error)
 
     async def _answer_cancel(
         self, lane: Lane, queue: str, tag: str, on_cancelled: Callable[[RPCError], None], error: RPCError
@@ -342,20 +354,6 @@ class AMQPLink:
         for waiter in self._writable_waiters:
             if not waiter.done():
                 waiter.set_result(None)
-
-
-def _wants_cancel_ok(properties: Mapping[str, Any]) -> bool:
-    """Tell whether the broker keeps a consumer that it has cancelled until that is answered, and does not say so.
-
-    RabbitMQ does from 4.3.0 on, after a consumer timeout, which only quorum queues have there: it gives the consumer
-    messages again, once those that it held for too long are settled (seen in 4.3.6). From 4.3.7 on it says so, and
-    aiormq answers. Before 4.3.0 it closes the channel of who answers.
-    """
-    capabilities, version = properties.get("capabilities"), properties.get("version")
-    if isinstance(capabilities, dict) and capabilities.get("accept_consumer_cancel_ok"):
-        return False
-    found = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
-    return properties.get("product") == "RabbitMQ" and found is not None and tuple(map(int, found.groups())) >= (4, 3)
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:
