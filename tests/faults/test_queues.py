@@ -106,6 +106,7 @@ async def test_row_13_a_service_queue_that_is_deleted_again_and_again_under_load
 
 
 @amqp_only
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
 async def test_row_13_a_worker_whose_channel_takes_in_the_deletion_late_is_not_deaf(
     client: ClientFactory,
     worker: WorkerFactory,
@@ -114,10 +115,11 @@ async def test_row_13_a_worker_whose_channel_takes_in_the_deletion_late_is_not_d
     node: Node,
     vhost: str,
     monkeypatch: pytest.MonkeyPatch,
+    kind: Kind,
 ) -> None:
-    """Later than the other worker, which would have declared the queue again by then."""
+    """Later than the other worker, which has declared a classic queue again by then."""
     monkeypatch.setattr(link, "_RECOVERY_PAUSE", PATIENCE / 2)
-    service, gate, _ = gated("quorum")
+    service, gate, _ = gated(kind)
     gate.open()
     late = await worker(service, concurrency=10)
     (connection,) = node.connections(vhost)
@@ -127,8 +129,8 @@ async def test_row_13_a_worker_whose_channel_takes_in_the_deletion_late_is_not_d
         "[{connection, P}] <- [catch rabbit_channel:info(Channel, [connection])], "
         f"[{{peer_port, {connection.port}}}] =:= (catch rabbit_networking:connection_info(P, [peer_port]))]"
     )
-    assert int(node.eval(f"length([true = erlang:suspend_process(Channel) || Channel <- {channels}])")) > 0
     try:
+        assert int(node.eval(f"length([true = erlang:suspend_process(Channel) || Channel <- {channels}])")) > 0
         await breaker.delete_queue(_QUEUE)
         await asyncio.sleep(_LATE)
     finally:

@@ -41,7 +41,7 @@ _OPERATION_TIMEOUT: Final = 15.0
 _CLOSE_TIMEOUT: Final = 3.0
 _LOST_GRACE: Final = 0.5
 _RECOVERY_PAUSE: Final = 0.5
-"""Seconds from the end of a quorum queue's consumer until its owner is told; see `recovers_consumers`."""
+"""Seconds from the end of a quorum queue's consumer until that queue is declared again; see `recovers_consumers`."""
 
 _A = TypeVar("_A")
 _T = TypeVar("_T")
@@ -87,6 +87,7 @@ class AMQPLink:
         self._operations: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
         self._quorum: set[str] = set()  # the quorum queues that were declared here
+        self._resting: dict[str, float] = {}  # those of them that have ended, and when they may be declared again
         self._wants_cancel_ok = self._recovers_consumers = False
 
     async def open(self, url: URL, client_name: str) -> None:
@@ -126,6 +127,9 @@ class AMQPLink:
     async def declare(self, *entities: Exchange | Queue | Binding) -> None:
         """See `Link`."""
         for entity in entities:
+            remaining = self._resting.get(entity.name, 0.0) - self._loop.time() if isinstance(entity, Queue) else 0.0
+            if remaining > 0:
+                await asyncio.wait((self.lost,), timeout=remaining)
             await self._operate(self._on_control(declare_entity, entity), describe(entity))
             if isinstance(entity, Queue) and entity.arguments.get("x-queue-type") == "quorum":
                 self._quorum.add(entity.name)
@@ -189,20 +193,13 @@ class AMQPLink:
     def _on_quorum_cancel(
         self, lane: Lane, queue: str, tag: str, on_cancelled: Callable[[RPCError], None], error: RPCError
     ) -> None:
-        """Do what the broker needs before the consumer's owner hears of its end, and consumes again."""
-        if lane.closed is not None:  # it is the channel that was closed
-            on_cancelled(error)
-        elif self._wants_cancel_ok:
+        """Answer the broker before the consumer's owner hears of its end, or have the queue rest; see `versions`."""
+        if lane.closed is None and self._wants_cancel_ok:
             self._own(self._loop.create_task(self._answer_cancel(lane, queue, tag, on_cancelled, error)))
-        elif self._recovers_consumers:
-            self._own(self._loop.create_task(self._tell_later(on_cancelled, error)))
-        else:
-            on_cancelled(error)
-
-    async def _tell_later(self, on_cancelled: Callable[[RPCError], None], error: RPCError) -> None:
-        await asyncio.sleep(_RECOVERY_PAUSE)
-        if not self.lost.done():
-            on_cancelled(error)
+            return
+        if lane.closed is None and self._recovers_consumers:  # else it is the channel that was closed
+            self._resting[queue] = self._loop.time() + _RECOVERY_PAUSE
+        on_cancelled(error)
 
     async def _answer_cancel(
         self, lane: Lane, queue: str, tag: str, on_cancelled: Callable[[RPCError], None], error: RPCError
@@ -219,12 +216,17 @@ class AMQPLink:
     async def _consume(
         self, channel: AbstractChannel, queue: str, tag: str, *, prefetch: int, no_ack: bool, exclusive: bool
     ) -> None:
+        arguments: dict[str, Any] | None = None
+        if self._recovers_consumers and queue not in self._quorum:  # those refuse it
+            arguments = {"x-cancel-on-ha-failover": True}
         # What Basic.Qos says is for the consumers that come after it (RabbitMQ, "Consumer Prefetch").
         async with self._consume_lock:
             if prefetch != self._lane_prefetch:
                 await channel.basic_qos(prefetch_count=prefetch)
                 self._lane_prefetch = prefetch
-            await channel.basic_consume(queue, _never_called, no_ack=no_ack, exclusive=exclusive, consumer_tag=tag)
+            await channel.basic_consume(
+                queue, _never_called, no_ack=no_ack, exclusive=exclusive, arguments=arguments, consumer_tag=tag
+            )
 
     async def _open_lane(self) -> None:
         channel = cast(Channel, await self._under.channel(publisher_confirms=True))  # what it is, with its consumers

@@ -1,4 +1,4 @@
-"""What some versions of RabbitMQ do with the consumers of quorum queues, by what a broker says of itself."""
+"""What some versions of RabbitMQ do with consumers, by what a broker says of itself."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ def wants_cancel_ok(properties: Mapping[str, Any]) -> bool:
 
 
 def recovers_consumers(properties: Mapping[str, Any]) -> bool:
-    """Tell whether the broker has consumers go on by themselves with a quorum queue of the name of a deleted one.
+    """Tell whether the broker has consumers go on by themselves with a queue of the name of a deleted one.
 
     RabbitMQ 3.10 does where the next queue is there before a channel has taken in the deletion, tells that channel's
     client nothing, and then loses what it delivers to it: the client is deaf, and its prefetch of messages is stuck
-    (seen in 3.10.8 with two workers, the faster of which had declared the queue again; not in 4.3.6).
+    (seen in 3.10.8 with two workers, the faster of which had declared the queue again; not in 4.3.6). The consumer
+    argument `x-cancel-on-ha-failover` has it tell the client instead, but quorum queues refuse that (406, in 3.10.8).
     """
     version = _version(properties)
     return version is not None and version < (4, 0)
