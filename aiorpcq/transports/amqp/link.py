@@ -86,8 +86,8 @@ class AMQPLink:
         self._consumer_tags = count(1)
         self._operations: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
-        self._quorum: set[str] = set()  # the quorum queues that were declared here
-        self._resting: dict[str, float] = {}  # those of them that have ended, and when they may be declared again
+        self._queue_types: dict[str, Any] = {}  # of the queues that were declared here
+        self._resting: dict[str, float] = {}  # quorum queues that have ended, and when they may be declared again
         self._wants_cancel_ok = self._recovers_consumers = False
 
     async def open(self, url: URL, client_name: str) -> None:
@@ -131,8 +131,8 @@ class AMQPLink:
             if remaining > 0:
                 await asyncio.wait((self.lost,), timeout=remaining)
             await self._operate(self._on_control(declare_entity, entity), describe(entity))
-            if isinstance(entity, Queue) and entity.arguments.get("x-queue-type") == "quorum":
-                self._quorum.add(entity.name)
+            if isinstance(entity, Queue):
+                self._queue_types[entity.name] = entity.arguments.get("x-queue-type")
 
     async def inspect(self, queue: str) -> QueueStatus | None:
         """See `Link`."""
@@ -175,7 +175,7 @@ class AMQPLink:
             await self._wait_lane(subject)
             lane, channel, tag = self._lane, self._lane_channel, f"aiorpcq.{next(self._consumer_tags)}"
             on_end = on_cancelled
-            if on_cancelled is not None and queue in self._quorum:
+            if on_cancelled is not None and self._queue_types.get(queue) == "quorum":
                 on_end = partial(self._on_quorum_cancel, lane, queue, tag, on_cancelled)
             consumer = lane.add_consumer(tag, on_delivery, no_ack=no_ack, on_cancelled=on_end)
             asking = self._consume(channel, queue, tag, prefetch=prefetch, no_ack=no_ack, exclusive=exclusive)
@@ -217,7 +217,7 @@ class AMQPLink:
         self, channel: AbstractChannel, queue: str, tag: str, *, prefetch: int, no_ack: bool, exclusive: bool
     ) -> None:
         arguments: dict[str, Any] | None = None
-        if self._recovers_consumers and queue not in self._quorum:  # those refuse it
+        if self._recovers_consumers and self._queue_types.get(queue) == "classic":  # a quorum queue refuses it
             arguments = {"x-cancel-on-ha-failover": True}
         # What Basic.Qos says is for the consumers that come after it (RabbitMQ, "Consumer Prefetch").
         async with self._consume_lock:
