@@ -42,6 +42,9 @@ _CANCEL_TIMEOUT: Final = 2.0
 _HURRY_TIMEOUT: Final = 0.5
 """Seconds that a worker that was told twice waits for the runs that it has cancelled."""
 
+_SIGNAL_DELAY: Final = 0.1
+"""Seconds that a signal may take from the process to the task that waits for it."""
+
 _CONFIRM_TIMEOUT: Final = 5.0
 """Seconds that a closing worker waits for the confirms of what it has published."""
 
@@ -142,8 +145,11 @@ class Worker:
                     if self._hurry is not None and not closing.done():
                         self._hurry.set()
                     await closing
-                    if self._hurry is not None and self._hurry.is_set() and self._started.executor.threads_run:
-                        _end_process(hurry.result())
+                    if self._started.executor.threads_run:
+                        # One that came as the drain ended is still on its way through the event loop.
+                        await asyncio.wait((hurry,), timeout=_SIGNAL_DELAY)
+                        if hurry.done():
+                            _end_process(hurry.result())
                 finally:
                     hurry.cancel()
                     await asyncio.gather(hurry, return_exceptions=True)
