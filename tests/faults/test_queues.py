@@ -26,9 +26,6 @@ _CALLS = 20
 _OTHER_SIZE = 1_000_000
 """A limit that is another client's alone, which gives it a connection of its own."""
 
-_LATE = 0.3
-"""Seconds in which a worker that is not told to wait has declared and consumed a queue again."""
-
 _TIMEOUT = 0.3
 """Seconds that the broker gives a consumer."""
 
@@ -132,7 +129,8 @@ async def test_row_13_a_worker_whose_channel_takes_in_the_deletion_late_is_not_d
     try:
         assert int(node.eval(f"length([true = erlang:suspend_process(Channel) || Channel <- {channels}])")) > 0
         await breaker.delete_queue(_QUEUE)
-        await asyncio.sleep(_LATE)
+        resting = other._started.supervisor.link._resting  # type: ignore[union-attr]
+        await eventually(lambda: other.statistics().restored > 0 or _QUEUE in resting)
     finally:
         node.eval(
             "[erlang:resume_process(P) || P <- erlang:processes(), "
