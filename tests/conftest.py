@@ -16,6 +16,7 @@ import pytest_asyncio
 
 from hatch_build import MODULES
 from tests.node import Cluster, Node
+from tests.skipping import skip_time
 
 # The same examples every time, and as long as they take: HYPOTHESIS_PROFILE=explore looks for new ones.
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)
@@ -131,6 +132,12 @@ def cluster(_module_cluster: Cluster) -> Cluster:
     _module_cluster.wait_running(_module_cluster.nodes)
     _module_cluster.nodes[0].reset()
     return _module_cluster
+
+
+@pytest.fixture
+async def skipped_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no time pass but what timers wait for, and that at once; see `skip_time`."""
+    skip_time(asyncio.get_running_loop(), monkeypatch)
 
 
 @pytest.fixture(autouse=True)

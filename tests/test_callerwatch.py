@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
+import pytest
+
 from aiorpcq import CacheLimits
 from aiorpcq.callerwatch import CallerWatch
 from aiorpcq.protocol.executions import Execution, ExecutionTable
@@ -15,6 +17,8 @@ from aiorpcq.protocol.topology import Queue
 from aiorpcq.transports.base import Delivery, Link
 from aiorpcq.transports.memory import MemoryTransport
 from tests.contract.parties import eventually
+
+pytestmark = pytest.mark.usefixtures("skipped_time")
 
 GRACE = 0.2
 

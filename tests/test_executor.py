@@ -367,6 +367,7 @@ async def test_a_body_that_is_too_large_is_refused_while_the_worker_drains_since
         assert (delivery.settled, made.back.empty()) == (["ack"], True)
 
 
+@pytest.mark.usefixtures("skipped_time")
 async def test_a_deadline_that_passes_while_a_request_is_buried_changes_nothing() -> None:
     """Answered by the deadline it would be acknowledged before its dead letter is kept."""
     service = Service()

@@ -302,6 +302,7 @@ async def test_a_poisoned_request_is_answered_where_the_link_is_lost_as_it_is_bu
         assert (value["error"], runs, serving.statistics().republisher.buried) == ("Poisoned", [], 2)
 
 
+@pytest.mark.usefixtures("skipped_time")
 @pytest.mark.parametrize("delay", [0.0, 0.1])
 async def test_a_retry_whose_confirm_is_lost_with_the_link_makes_no_second_chain_of_attempts(delay: float) -> None:
     """The request comes again, and so does its copy."""

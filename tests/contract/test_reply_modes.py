@@ -86,13 +86,14 @@ async def test_what_the_queue_no_longer_has_is_claimed_of_the_worker(
     client: ClientFactory, worker: WorkerFactory, breaking: Breaking
 ) -> None:
     gate = Gate()
-    await worker(reporting(gate))
+    serving = await worker(reporting(gate))
     former = await client(**DURABLE)
     task = await former.submit("report")
     await gate.entered()
     await former.aclose()
     gate.open()
-    await asyncio.sleep(0.1)  # no event tells the caller's side that the worker's answer is in the queue
+    await eventually(lambda: serving.statistics().publisher.succeeded == 1)
+    await eventually(lambda: serving.statistics().publisher.unconfirmed == 0)  # the answer is in the queue
     await breaking.delete_queue(QUEUE)
     later = await client(**DURABLE)
     async with asyncio.timeout(5):
