@@ -13,7 +13,7 @@ import pytest
 from aiorpcq import Client, ConnectionLost, Service, Worker
 from tests.contract.parties import ClientFactory, WorkerFactory, eventually
 from tests.node import Node
-from tests.node.control import binary
+from tests.node.control import binary, channels_of
 
 from .breaking import Breaker, ChannelError
 from .ledger import Ledger
@@ -206,17 +206,10 @@ async def held_channel(node: Node, vhost: str, code: ChannelError) -> AsyncItera
     suspended = await asyncio.to_thread(
         node.eval,
         "length([begin erlang:suspend_process(Channel), "
-        f"gen_server2:cast(Channel, {{method, {mistake}, none, noflow}}) end "
-        "|| Channel <- rabbit_channel:list_local(), "
-        "[{consumer_count, 1}, {connection, P}] <- [catch rabbit_channel:info(Channel, [consumer_count, connection])], "
-        f"[{{peer_port, {port}}}] =:= (catch rabbit_networking:connection_info(P, [peer_port]))])",
+        f"gen_server2:cast(Channel, {{method, {mistake}, none, noflow}}) end || Channel <- {channels_of(port, 1)}])",
     )
     assert suspended == "1"
     try:
         yield
     finally:
-        await asyncio.to_thread(
-            node.eval,
-            "[erlang:resume_process(P) || P <- erlang:processes(), "
-            "{status, suspended} =:= erlang:process_info(P, status)]",
-        )
+        await asyncio.to_thread(node.resume_processes)

@@ -14,6 +14,7 @@ from aiorpcq.testing import memory_broker
 from aiorpcq.transports.amqp import link
 from tests.contract.parties import PATIENCE, ClientFactory, Gate, WorkerFactory, eventually
 from tests.node import Node
+from tests.node.control import channels_of
 
 from .breaking import Breaker, until_left
 from .ledger import Ledger
@@ -121,21 +122,14 @@ async def test_row_13_a_worker_whose_channel_takes_in_the_deletion_late_is_not_d
     late = await worker(service, concurrency=10)
     (connection,) = node.connections(vhost)
     other = await worker(service, concurrency=10)
-    channels = (
-        "[Channel || Channel <- rabbit_channel:list_local(), "
-        "[{connection, P}] <- [catch rabbit_channel:info(Channel, [connection])], "
-        f"[{{peer_port, {connection.port}}}] =:= (catch rabbit_networking:connection_info(P, [peer_port]))]"
-    )
     try:
-        assert int(node.eval(f"length([true = erlang:suspend_process(Channel) || Channel <- {channels}])")) > 0
+        suspended = node.eval(f"length([true = erlang:suspend_process(C) || C <- {channels_of(connection.port)}])")
+        assert int(suspended) > 0
         await breaker.delete_queue(_QUEUE)
         resting = other._started.supervisor.link._resting  # type: ignore[union-attr]
-        await eventually(lambda: other.statistics().restored > 0 or _QUEUE in resting)
+        await eventually(lambda: is_back(other, 1) or _QUEUE in resting)
     finally:
-        node.eval(
-            "[erlang:resume_process(P) || P <- erlang:processes(), "
-            "{status, suspended} =:= erlang:process_info(P, status)]"
-        )
+        node.resume_processes()
     await until_back(late, 1)
     await until_back(other, 1)
     caller = await client()
@@ -144,14 +138,18 @@ async def test_row_13_a_worker_whose_channel_takes_in_the_deletion_late_is_not_d
     assert other.statistics().started
 
 
-async def until_back(serving: Worker, times: int) -> None:
-    """Wait until a worker consumes again for the *times*-th time.
+def is_back(serving: Worker, times: int) -> bool:
+    """Tell whether a worker has consumed again, or connected again, for the *times*-th time.
 
     On the same connection, or another: RabbitMQ's channels may end in an internal error when a quorum queue takes the
     place of one whose deliveries they hold (seen in 4.3.6: 541).
     """
-    supervisor = serving._started.supervisor
-    await eventually(lambda: serving.statistics().restored + supervisor.generation > times)
+    return serving.statistics().restored + serving._started.supervisor.generation > times
+
+
+async def until_back(serving: Worker, times: int) -> None:
+    """Wait until a worker consumes again for the *times*-th time, see `is_back`."""
+    await eventually(lambda: is_back(serving, times))
     await eventually(lambda: serving.health().ready)
 
 

@@ -237,6 +237,24 @@ class Control:
         """Have every channel of this node look now whether its consumers' time is up."""
         self.eval("[Channel ! tick || Channel <- rabbit_channel:list_local()]")
 
+    def resume_processes(self) -> None:
+        """Have every process of the broker go on that a test has suspended."""
+        self.eval(
+            "[erlang:resume_process(P) || P <- erlang:processes(), "
+            "{status, suspended} =:= erlang:process_info(P, status)]"
+        )
+
+
+def channels_of(port: int, consumers: int | None = None) -> str:
+    """A list comprehension in Erlang: the channels of the client on *port*, all or those with so many consumers."""
+    return (
+        "[Channel || Channel <- rabbit_channel:list_local(), "
+        "[{consumer_count, Count}, {connection, P}] <- "
+        "[catch rabbit_channel:info(Channel, [consumer_count, connection])], "
+        f"{'true' if consumers is None else f'Count =:= {consumers}'}, "
+        f"[{{peer_port, {port}}}] =:= (catch rabbit_networking:connection_info(P, [peer_port]))]"
+    )
+
 
 def binary(text: str) -> str:
     """An Erlang binary, whatever the text holds."""
