@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from .protocol.control import Answer, encode_answer
 from .protocol.executions import Execution, ExecutionPhase
-from .protocol.messages import Properties
+from .protocol.messages import Outcome, Properties, Publication
 from .transports.base import Link
 
 __all__ = ["CallerWatch"]
@@ -23,9 +24,10 @@ _DIRECT: Final = "amq.rabbitmq.reply-to"
 class CallerWatch:
     """The runs that are stopped when their callers are gone, bounded by the worker's concurrency.
 
-    A mandatory message to each caller's reply queue, at the start and every 10 s, comes back where that is gone. That
-    alone may mean a caller that is reconnecting: it acts when the caller has not said for *grace* seconds that it has
-    moved, which should be longer than the caller needs to notice a dead link and come back. *gone* only grows.
+    A mandatory message to each caller's reply queue, at the start and every 10 s, or four times in the grace where that
+    is shorter, comes back where the queue is gone. That alone may mean a caller that is reconnecting: it acts when for
+    *grace* seconds the caller has neither said that it has moved nor made its queue again, which should be longer than
+    it needs to notice a dead link and come back. *gone* only grows.
     """
 
     def __init__(
@@ -91,12 +93,11 @@ class CallerWatch:
             if execution.phase is not ExecutionPhase.RUNNING:
                 del self._watched[task_id]
                 self._missed.pop(task_id, None)
-            elif missed is None or missed[0] != execution.reply_to:
-                self._missed.pop(task_id, None)
-                self._probe(execution)
-            elif now - missed[1] >= self._grace:
+            elif missed is not None and missed[0] == execution.reply_to and now - missed[1] >= self._grace:
                 self.gone += 1
                 self._stop(execution)
+            else:
+                self._probe(execution)
         if self._watched:
             self._timer = self._loop.call_later(self._interval, self._look)
 
@@ -105,4 +106,16 @@ class CallerWatch:
         if link is not None and reply_to is not None:
             probe = encode_answer(Answer("ping", execution.task_id, self._worker_id, None), reply_to)
             probe.mandatory = True
+            probe.settled = partial(self._on_probed, link)
             link.publish(probe)
+
+    def _on_probed(self, link: Link, probe: Publication, outcome: Outcome) -> None:
+        if link is not self._link:
+            return
+        if outcome is Outcome.RETURNED:
+            self.on_returned(probe.routing_key, probe.properties)
+        elif outcome is Outcome.CONFIRMED:
+            task_id = probe.properties.correlation_id or ""
+            missed = self._missed.get(task_id)
+            if missed is not None and missed[0] == probe.routing_key:
+                del self._missed[task_id]

@@ -96,6 +96,28 @@ async def test_a_caller_that_moves_to_where_nobody_is_is_gone_as_well() -> None:
         await eventually(lambda: made.stopped == ["t"])
 
 
+async def test_a_caller_that_makes_its_queue_again_within_the_grace_is_left_alone() -> None:
+    """As one with a durable reply queue does, which has the same name then."""
+    async with bench() as made:
+        made.run("t", "here")
+        await asyncio.sleep(GRACE / 2)
+        assert "t" in made.watch._missed
+        await made.link.declare(Queue("here"))
+        await asyncio.sleep(2 * GRACE)
+        assert (made.stopped, made.watch._missed) == ([], {})
+        made.watch.on_returned("here", Properties(correlation_id="t"))  # a state that came back before
+        await asyncio.sleep(2 * GRACE)
+        assert made.stopped == []
+
+
+async def test_a_probe_that_is_refused_says_nothing() -> None:
+    async with bench() as made:
+        await made.link.declare(Queue("full", arguments={"x-max-length": 0, "x-overflow": "reject-publish"}))
+        made.run("t", "full")
+        await asyncio.sleep(2 * GRACE)
+        assert (made.stopped, made.watch._missed) == ([], {})
+
+
 async def test_what_came_back_on_a_link_that_is_lost_says_nothing() -> None:
     """A caller may have moved while this worker could not hear it."""
     async with bench() as made:

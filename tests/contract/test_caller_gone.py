@@ -6,14 +6,16 @@ import asyncio
 
 import pytest
 
-from aiorpcq import CacheLimits, Service
+from aiorpcq import CacheLimits, Service, Worker
 from aiorpcq.method import OnCallerGone
 
 from .breaking import Breaking
-from .parties import BystanderFactory, ClientFactory, Gate, WorkerFactory, eventually, request_for
+from .parties import BystanderFactory, ClientFactory, Gate, ReplyQueue, WorkerFactory, eventually, request_for
 from .workbench import answer_to, claim, ready
 
 GRACE = 0.2
+PROBES = 10
+"""Longer than twice the grace, in which there are four: what would be stopped is stopped by then."""
 
 
 @pytest.fixture
@@ -39,6 +41,18 @@ class Waiting:
             return "done"
 
 
+async def until_probed(replies: ReplyQueue) -> None:
+    """Wait until a reply queue has had `PROBES` probes, which have no type, unlike states."""
+    probes = 0
+    while probes < PROBES:
+        probes += (await replies.next()).properties.type is None
+
+
+def watched(serving: Worker) -> list[str]:
+    """Return the task ids of the runs whose callers a worker looks for."""
+    return list(serving._started.executor.callers._watched)
+
+
 @pytest.mark.parametrize("states", [False, True])
 async def test_a_run_is_stopped_when_its_caller_has_been_gone_for_the_grace(
     worker: WorkerFactory, bystander: BystanderFactory, breaking: Breaking, states: bool
@@ -48,7 +62,7 @@ async def test_a_run_is_stopped_when_its_caller_has_been_gone_for_the_grace(
     replies = await stranger.reply_queue()
     await stranger.request(request_for("work", task_id="t", reply_to=replies.name, states=states))
     await waiting.gate.entered()
-    await asyncio.sleep(2 * GRACE)  # longer than the grace, with the caller there
+    await until_probed(replies)
     assert serving.statistics().callers_gone == 0
     gone_at = asyncio.get_running_loop().time()
     await breaking.delete_queue(replies.name)
@@ -82,7 +96,7 @@ async def test_a_caller_that_moves_within_the_grace_keeps_its_run(
     await waiting.gate.entered()
     await claim(stranger, "rpc.reply.gone", new.name, "t")
     await eventually(lambda: serving.statistics().claims == 1)
-    await asyncio.sleep(1.5)
+    await until_probed(new)
     assert (serving.statistics().callers_gone, waiting.stopped.is_set()) == (0, False)
     waiting.gate.open()
     assert await answer_to(new, "t") == ("SUCCESS", "done")
@@ -93,7 +107,7 @@ async def test_a_cast_has_no_caller_that_could_be_gone(worker: WorkerFactory, by
     serving = await worker(waiting.service, caller_gone_grace=0.01)
     await stranger.request(request_for("work", task_id="t", reply_to=None))
     await waiting.gate.entered()
-    await asyncio.sleep(0.1)
+    assert watched(serving) == []
     waiting.gate.open()
     await eventually(lambda: serving.statistics().publisher.succeeded == 1)
     assert serving.statistics().callers_gone == 0
@@ -106,7 +120,7 @@ async def test_a_run_that_may_finish_is_returned_cached_and_evicted(
     serving = await worker(waiting.service, caller_gone_grace=0.01, cache=CacheLimits(age=0.5))
     await stranger.request(request_for("work", task_id="t", reply_to="rpc.reply.gone"))
     await waiting.gate.entered()
-    await asyncio.sleep(0.1)
+    assert watched(serving) == []
     waiting.gate.open()
     await eventually(lambda: serving.statistics().publisher.returned == 1)
     assert (serving.statistics().callers_gone, serving.statistics().cached) == (0, 1)
@@ -125,7 +139,7 @@ async def test_a_caller_with_a_direct_reply_queue_is_not_taken_for_gone(
     serving = await worker(waiting.service, caller_gone_grace=GRACE)
     calling = asyncio.ensure_future((await client(reply_queue="direct")).call("work"))
     await waiting.gate.entered()
-    await asyncio.sleep(2 * GRACE)
+    assert watched(serving) == []
     waiting.gate.open()
     assert await calling == "done"
     assert serving.statistics().callers_gone == 0
@@ -139,4 +153,4 @@ async def test_who_was_answered_is_not_watched_any_more(worker: WorkerFactory, b
     for number in range(50):
         await stranger.request(request_for("work", task_id=str(number), reply_to=replies.name))
         assert await answer_to(replies, str(number)) == ("SUCCESS", "done")
-    assert serving._started.executor.callers._watched == {}
+    assert watched(serving) == []

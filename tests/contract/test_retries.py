@@ -112,7 +112,7 @@ async def test_each_try_has_the_given_id_where_one_is_given(client: ClientFactor
 async def test_all_tries_have_one_deadline(client: ClientFactory, bystander: BystanderFactory) -> None:
     stranger = await bystander()
     service: ReplyQueue = await stranger.serve("odd")
-    caller = (await client(random=Steady())).with_options(retries=1_000, timeout=0.3)
+    caller = (await client(random=Steady())).with_options(retries=1_000, timeout=1.0)
     call = asyncio.ensure_future(caller.call("odd.one"))
     expirations = []
     for _ in range(2):
