@@ -25,9 +25,9 @@ class CallerWatch:
     """The runs that are stopped when their callers are gone, bounded by the worker's concurrency.
 
     A mandatory message to each caller's reply queue, at the start and every 10 s, or four times in the grace where that
-    is shorter, comes back where the queue is gone. That alone may mean a caller that is reconnecting: it acts when for
-    *grace* seconds the caller has neither said that it has moved nor made its queue again, which should be longer than
-    it needs to notice a dead link and come back. *gone* only grows.
+    is shorter, comes back where the queue is gone. That alone may mean a caller that is reconnecting: it acts when one
+    comes back *grace* seconds later as well, and the caller has neither said that it has moved nor made its queue again
+    in between. The grace should be longer than a caller needs to notice a dead link and come back. *gone* only grows.
     """
 
     def __init__(
@@ -70,12 +70,16 @@ class CallerWatch:
             self._missed.pop(execution.task_id, None)
 
     def on_returned(self, routing_key: str, properties: Properties) -> None:
-        """Take note of a state or probe that found no reply queue."""
+        """Take in a state or probe that found no reply queue: its caller is gone if that was so a grace ago as well."""
         execution = self._watched.get(properties.correlation_id or "")
-        if execution is not None and execution.reply_to == routing_key:
-            missed = self._missed.get(execution.task_id)
-            if missed is None or missed[0] != routing_key:
-                self._missed[execution.task_id] = (routing_key, self._loop.time())
+        if execution is None or execution.reply_to != routing_key or execution.phase is not ExecutionPhase.RUNNING:
+            return
+        now, missed = self._loop.time(), self._missed.get(execution.task_id)
+        if missed is None or missed[0] != routing_key:
+            self._missed[execution.task_id] = (routing_key, now)
+        elif now - missed[1] >= self._grace:
+            self.gone += 1
+            self._stop(execution)
 
     def close(self) -> None:
         """Stop looking."""
@@ -87,23 +91,18 @@ class CallerWatch:
 
     def _look(self) -> None:
         self._timer = None
-        now = self._loop.time()
         for task_id, execution in list(self._watched.items()):
-            missed = self._missed.get(task_id)
-            if execution.phase is not ExecutionPhase.RUNNING:
+            if execution.phase is ExecutionPhase.RUNNING:
+                self._probe(execution)
+            else:
                 del self._watched[task_id]
                 self._missed.pop(task_id, None)
-            elif missed is not None and missed[0] == execution.reply_to and now - missed[1] >= self._grace:
-                self.gone += 1
-                self._stop(execution)
-            else:
-                self._probe(execution)
         if self._watched:
             self._timer = self._loop.call_later(self._interval, self._look)
 
     def _probe(self, execution: Execution) -> None:
         link, reply_to = self._link, execution.reply_to
-        if link is not None and reply_to is not None:
+        if link is not None and link.writable and reply_to is not None:  # what is not writable would keep every probe
             probe = encode_answer(Answer("ping", execution.task_id, self._worker_id, None), reply_to)
             probe.mandatory = True
             probe.settled = partial(self._on_probed, link)

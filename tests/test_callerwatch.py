@@ -14,6 +14,7 @@ from aiorpcq.callerwatch import CallerWatch
 from aiorpcq.protocol.executions import Execution, ExecutionTable
 from aiorpcq.protocol.messages import Properties, Request
 from aiorpcq.protocol.topology import Queue
+from aiorpcq.testing import MemoryBroker, memory_broker
 from aiorpcq.transports.base import Delivery, Link
 from aiorpcq.transports.memory import MemoryTransport
 from tests.contract.parties import eventually
@@ -26,7 +27,8 @@ GRACE = 0.2
 class Bench:
     """A watch on a broker in the process."""
 
-    def __init__(self, link: Link, grace: float) -> None:
+    def __init__(self, broker: MemoryBroker, link: Link, grace: float) -> None:
+        self.broker = broker
         self.stopped: list[str] = []
         self.link = link
         self.table = ExecutionTable(CacheLimits())
@@ -46,8 +48,9 @@ class Bench:
 
 @asynccontextmanager
 async def bench(grace: float = GRACE) -> AsyncIterator[Bench]:
-    link = await MemoryTransport(f"memory://{uuid4().hex}").connect(10)
-    made = Bench(link, grace)
+    name = uuid4().hex
+    link = await MemoryTransport(f"memory://{name}").connect(10)
+    made = Bench(memory_broker(name), link, grace)
     try:
         yield made
     finally:
@@ -114,6 +117,35 @@ async def test_a_probe_that_is_refused_says_nothing() -> None:
     async with bench() as made:
         await made.link.declare(Queue("full", arguments={"x-max-length": 0, "x-overflow": "reject-publish"}))
         made.run("t", "full")
+        await asyncio.sleep(2 * GRACE)
+        assert (made.stopped, made.watch._missed) == ([], {})
+        made.watch.on_returned("full", Properties(correlation_id="t"))
+        await asyncio.sleep(2 * GRACE)
+        assert made.stopped == []
+        made.watch.on_returned("full", Properties(correlation_id="t"))
+        assert made.stopped == ["t"]
+
+
+async def test_a_caller_that_makes_its_queue_again_between_the_last_two_looks_is_left_alone() -> None:
+    async with bench() as made:
+        made.run("t", "here")
+        await asyncio.sleep(0.9 * GRACE)
+        await made.link.declare(Queue("here"))
+        await asyncio.sleep(2 * GRACE)
+        assert made.stopped == []
+
+
+async def test_nobody_is_looked_for_while_the_broker_takes_nothing() -> None:
+    """Its callers cannot say where they are either, and every look would leave a probe to be kept."""
+    async with bench() as made:
+        made.run("t", "here")
+        await asyncio.sleep(GRACE / 2)
+        made.broker.block()
+        await eventually(lambda: not made.link.writable)
+        await asyncio.sleep(5 * GRACE)
+        assert made.stopped == []
+        await made.link.declare(Queue("here"))
+        made.broker.unblock()
         await asyncio.sleep(2 * GRACE)
         assert (made.stopped, made.watch._missed) == ([], {})
 
