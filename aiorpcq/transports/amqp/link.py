@@ -130,6 +130,8 @@ class AMQPLink:
             remaining = self._resting.get(entity.name, 0.0) - self._loop.time() if isinstance(entity, Queue) else 0.0
             if remaining > 0:
                 await asyncio.wait((self.lost,), timeout=remaining)
+                if self.lost.done():
+                    raise ConnectionLost(f"the connection was lost at {describe(entity)}: {self.lost.result()}")
             await self._operate(self._on_control(declare_entity, entity), describe(entity))
             if isinstance(entity, Queue):
                 self._queue_types[entity.name] = entity.arguments.get("x-queue-type")

@@ -539,6 +539,18 @@ async def test_closing_settles_everything_and_twice_does_no_harm(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+async def test_a_declaration_that_waits_for_a_quorum_queue_to_rest_ends_with_the_link(
+    link: AMQPLink,
+) -> None:
+    link._resting[QUEUE.name] = asyncio.get_running_loop().time() + 60.0
+    declare = asyncio.create_task(link.declare(QUEUE))
+    await asyncio.sleep(0)  # it waits now
+    await link.close()
+    with pytest.raises(ConnectionLost, match=QUEUE.name):
+        await declare
+    assert not link._operations
+
+
 async def test_closing_ends_what_is_under_way(private_node: Node) -> None:
     async with connected(private_node.url()) as link:
         await asyncio.to_thread(private_node.pause)
