@@ -42,6 +42,7 @@ _CANCEL_TIMEOUT: Final = 2.0
 _HURRY_TIMEOUT: Final = 0.5
 """Seconds that a worker that was told twice waits for the runs that it has cancelled."""
 
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _SIGNAL_DELAY: Final = 0.1
 """Seconds that a signal may take from the process to the task that waits for it."""
 
@@ -134,7 +135,7 @@ class Worker:
             TopologyMismatch: a service's queue exists with other arguments.
         """
         async with self:
-            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            with anyio.open_signal_receiver(*_SIGNALS) as signals:
                 async for _ in signals:
                     break
                 logger.info("draining")
@@ -146,7 +147,10 @@ class Worker:
                         self._hurry.set()
                     await closing
                     if self._started.executor.threads_run:
-                        # One that came as the drain ended is still on its way through the event loop.
+                        # One that came as the drain ended is still on its way through the event loop, which hears no
+                        # later ones.
+                        for number in _SIGNALS:
+                            signal.signal(number, signal.SIG_DFL)
                         await asyncio.wait((hurry,), timeout=_SIGNAL_DELAY)
                         if hurry.done():
                             _end_process(hurry.result())
