@@ -58,8 +58,9 @@ async def test_row_13_a_service_queue_that_is_deleted_is_declared_and_consumed_a
     await gate.entered(5)
     waiting = [ledger.call(caller.with_options(timeout=0.5), "wait", number) for number in range(5, 10)]
     await caller.cast("wait", -1)  # it is confirmed, so those before it are in the queue
+    before = standing(serving)
     await breaker.delete_queue(_QUEUE)
-    await until_back(serving, 1)
+    await until_back(serving, before)
     gate.open()
     assert await ledger.outcomes(running) == list(range(5))
     for outcome in await ledger.outcomes(waiting):  # gone with the queue
@@ -79,12 +80,13 @@ async def test_row_13_a_service_queue_that_is_deleted_again_and_again_under_load
     serving = [await worker(service, concurrency=10) for _ in range(2)]
     caller = await client(timeout=1.0)
     calls: list[asyncio.Task[Any]] = []
-    for times in (1, 2, 3):
+    for _ in range(3):
+        before = [standing(each) for each in serving]
         calls += [ledger.call(caller, "wait", len(calls) + number) for number in range(100)]
         await breaker.delete_queue(_QUEUE)
         calls += [ledger.call(caller, "wait", len(calls) + number) for number in range(100)]
-        for each in serving:
-            await until_back(each, times)
+        for each, stood in zip(serving, before, strict=True):
+            await until_back(each, stood)
     for number, outcome in enumerate(await ledger.outcomes(calls)):
         if isinstance(outcome, Unroutable | Overloaded):  # without a queue, or refused by the one that goes away
             assert (outcome.maybe_executed, runs[number]) == (False, 0)
@@ -122,34 +124,44 @@ async def test_row_13_a_worker_whose_channel_takes_in_the_deletion_late_is_not_d
     late = await worker(service, concurrency=10)
     (connection,) = node.connections(vhost)
     other = await worker(service, concurrency=10)
+    late_stood, other_stood, link_of_other = standing(late), standing(other), other._started.supervisor.link
+    assert isinstance(link_of_other, link.AMQPLink)
     try:
         suspended = node.eval(f"length([true = erlang:suspend_process(C) || C <- {channels_of(connection.port)}])")
         assert int(suspended) > 0
         await breaker.delete_queue(_QUEUE)
-        resting = other._started.supervisor.link._resting  # type: ignore[union-attr]
-        await eventually(lambda: is_back(other, 1) or _QUEUE in resting)
+        await eventually(lambda: is_back(other, other_stood) or _QUEUE in link_of_other._resting)
     finally:
         node.resume_processes()
-    await until_back(late, 1)
-    await until_back(other, 1)
+    await until_back(late, late_stood)
+    await until_back(other, other_stood)
     caller = await client()
-    assert await ledger.outcomes([ledger.call(caller, "wait", number) for number in range(100)]) == [*range(100)]
-    assert late.statistics().started
-    assert other.statistics().started
+    async with asyncio.timeout(PATIENCE):
+        while not (late.statistics().started and other.statistics().started):
+            calls = [ledger.call(caller, "wait", number) for number in range(100)]
+            assert await ledger.outcomes(calls) == [*range(100)]
 
 
-def is_back(serving: Worker, times: int) -> bool:
-    """Tell whether a worker has consumed again, or connected again, for the *times*-th time.
+Standing = tuple[int, int]
+"""How often a worker has restored a consumer, and how often it has connected."""
 
-    On the same connection, or another: RabbitMQ's channels may end in an internal error when a quorum queue takes the
-    place of one whose deliveries they hold (seen in 4.3.6: 541).
+
+def standing(serving: Worker) -> Standing:
+    return serving.statistics().restored, serving._started.supervisor.generation
+
+
+def is_back(serving: Worker, before: Standing) -> bool:
+    """Tell whether a worker has consumed again since it stood as *before*, on the same connection or another.
+
+    RabbitMQ's channels may end in an internal error when a quorum queue takes the place of one whose deliveries they
+    hold (seen in 4.3.6: 541).
     """
-    return serving.statistics().restored + serving._started.supervisor.generation > times
+    return standing(serving) != before
 
 
-async def until_back(serving: Worker, times: int) -> None:
-    """Wait until a worker consumes again for the *times*-th time, see `is_back`."""
-    await eventually(lambda: is_back(serving, times))
+async def until_back(serving: Worker, before: Standing) -> None:
+    """Wait until a worker consumes again, see `is_back`."""
+    await eventually(lambda: is_back(serving, before))
     await eventually(lambda: serving.health().ready)
 
 
