@@ -17,6 +17,9 @@ __all__ = ["CallerWatch"]
 _PROBE_INTERVAL: Final = 10.0
 """Seconds between two looks at a caller's reply queue."""
 
+_SHORTEST_INTERVAL: Final = 0.05
+"""However short the grace is: a probe is a message for the broker, and for a caller that is there."""
+
 _LOOKS_PER_GRACE: Final = 4
 _DIRECT: Final = "amq.rabbitmq.reply-to"
 
@@ -27,7 +30,8 @@ class CallerWatch:
     A mandatory message to each caller's reply queue, at the start and every 10 s, or four times in the grace where that
     is shorter, comes back where the queue is gone. That alone may mean a caller that is reconnecting: it acts when one
     comes back *grace* seconds later as well, and the caller has neither said that it has moved nor made its queue again
-    in between. The grace should be longer than a caller needs to notice a dead link and come back. *gone* only grows.
+    in between. While the broker takes nothing the grace stands still: no caller can say where it is then. It should be
+    longer than a caller needs to notice a dead link and come back. *gone* only grows.
     """
 
     def __init__(
@@ -36,7 +40,7 @@ class CallerWatch:
         self._worker_id = worker_id
         self._loop = loop
         self._grace = grace
-        self._interval = min(_PROBE_INTERVAL, grace / _LOOKS_PER_GRACE)
+        self._interval = max(_SHORTEST_INTERVAL, min(_PROBE_INTERVAL, grace / _LOOKS_PER_GRACE))
         self._stop = stop
         self._watched: dict[str, Execution] = {}
         self._missed: dict[str, tuple[str, float]] = {}  # since when which reply queue is not there
@@ -91,6 +95,10 @@ class CallerWatch:
 
     def _look(self) -> None:
         self._timer = None
+        if self._link is not None and not self._link.writable:
+            self._missed = {
+                task_id: (queue, since + self._interval) for task_id, (queue, since) in self._missed.items()
+            }
         for task_id, execution in list(self._watched.items()):
             if execution.phase is ExecutionPhase.RUNNING:
                 self._probe(execution)
@@ -113,7 +121,7 @@ class CallerWatch:
             return
         if outcome is Outcome.RETURNED:
             self.on_returned(probe.routing_key, probe.properties)
-        elif outcome is Outcome.CONFIRMED:
+        elif outcome is not Outcome.LOST:  # a message that a queue refuses has found it
             task_id = probe.properties.correlation_id or ""
             missed = self._missed.get(task_id)
             if missed is not None and missed[0] == probe.routing_key:
