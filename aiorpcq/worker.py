@@ -149,14 +149,15 @@ class Worker:
                     if self._started.executor.threads_run:
                         # One that came as the drain ended is still on its way through the event loop, which hears no
                         # later ones.
-                        for number in _SIGNALS:
-                            signal.signal(number, signal.SIG_DFL)
+                        _unhandle_signals()
                         await asyncio.wait((hurry,), timeout=_SIGNAL_DELAY)
                         if hurry.done():
                             _end_process(hurry.result())
                 finally:
                     hurry.cancel()
                     await asyncio.gather(hurry, return_exceptions=True)
+            if self._started.executor.threads_run:
+                _unhandle_signals()  # again: the receiver has put back Python's own handler of SIGINT
 
     async def start(self) -> None:
         """Connect, declare the services' queues and serve them.
@@ -247,6 +248,12 @@ class Worker:
             await _within(asyncio.wait(running), _CONFIRM_TIMEOUT, hurry)
         await _within(parts.wait_confirmed(), _CONFIRM_TIMEOUT, hurry)
         await parts.close()
+
+
+def _unhandle_signals() -> None:
+    """Have a signal end the process, whatever the interpreter waits for."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _end_process(number: signal.Signals) -> None:

@@ -100,14 +100,20 @@ async def main():
     async with Client("memory://stuck") as caller:
         await caller.cast("stuck")
         await running
+    print("drained", file=sys.stderr, flush=True)
 
 
 asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("grace", [0.0, 600.0])
-async def test_a_second_signal_ends_the_process_although_a_method_runs_in_a_thread(grace: float) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("grace", "said"), [(600.0, b"draining"), (0.0, b"did not end within the grace"), (0.0, b"drained")]
+)
+async def test_a_second_signal_ends_the_process_although_a_method_runs_in_a_thread(
+    grace: float, said: bytes, number: signal.Signals
+) -> None:
     """The interpreter would wait for the thread."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -123,12 +129,11 @@ async def test_a_second_signal_ends_the_process_although_a_method_runs_in_a_thre
     try:
         async with asyncio.timeout(_PATIENCE):
             assert await process.stdout.readline() == b"stuck\n"
-            process.terminate()
-            said = b"draining" if grace else b"did not end within the grace"
+            process.send_signal(number)
             while said not in await process.stderr.readline():
                 pass
-            process.terminate()
-            assert await process.wait() == -signal.SIGTERM
+            process.send_signal(number)
+            assert await process.wait() == -number
     finally:
         if process.returncode is None:
             process.kill()
