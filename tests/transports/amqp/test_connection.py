@@ -540,15 +540,17 @@ async def test_closing_settles_everything_and_twice_does_no_harm(
 
 
 async def test_a_declaration_that_waits_for_a_quorum_queue_to_rest_ends_with_the_link(
-    link: AMQPLink,
+    link: AMQPLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(link, "_on_control", lambda *about: asked.append(about))
     link._resting[QUEUE.name] = asyncio.get_running_loop().time() + 60.0
     declare = asyncio.create_task(link.declare(QUEUE))
     await asyncio.sleep(0)  # it waits now
     await link.close()
     with pytest.raises(ConnectionLost, match=QUEUE.name):
         await declare
-    assert not link._operations
+    assert not asked
 
 
 async def test_closing_ends_what_is_under_way(private_node: Node) -> None:
