@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Self
 from urllib.parse import urlsplit
 
-from tests.node.programs import free_ports
+from tests.node.ports import Ports
 
 __all__ = ["Proxy", "Way"]
 
@@ -171,7 +171,8 @@ class Proxy:
     def __init__(
         self, upstream: int, *, latency: float = 0.0, bandwidth: float | None = None, slice_to: int | None = None
     ) -> None:
-        (self.port,) = free_ports(1)
+        self._ports = Ports(1)
+        (self.port,) = self._ports.numbers
         self.accepted = 0
         self._upstream = upstream
         self._server: asyncio.Server | None = None
@@ -252,6 +253,7 @@ class Proxy:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._ports.close()
 
     def _changed(self) -> None:
         if self._waiters:

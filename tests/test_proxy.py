@@ -268,7 +268,7 @@ async def test_closing_ends_what_is_open_and_leaves_no_task(echo: Echo) -> None:
             await ended(peer)
 
 
-def test_the_url_keeps_all_but_the_port() -> None:
-    proxy = Proxy(1)
+async def test_the_url_keeps_all_but_the_port() -> None:
     given = "amqp://a%2F:b@localhost:5672/v%2Fh?heartbeat=1"
-    assert proxy.url(given) == f"amqp://a%2F:b@localhost:{proxy.port}/v%2Fh?heartbeat=1"
+    async with Proxy(1) as proxy:
+        assert proxy.url(given) == f"amqp://a%2F:b@localhost:{proxy.port}/v%2Fh?heartbeat=1"

@@ -24,7 +24,8 @@ from urllib.parse import quote
 
 from .configuration import make_certificates, make_environment, write_files
 from .control import Control
-from .programs import NodeError, epmd_program, free_ports, greets, is_frozen, listens, program
+from .ports import Ports
+from .programs import NodeError, epmd_program, greets, is_frozen, listens, program
 
 __all__ = ["Node"]
 
@@ -63,7 +64,8 @@ class Node(Control):
         # server in a chroot most likely shares with us.
         self.folder = Path(tempfile.mkdtemp(prefix="aiorpcq-", dir="/tmp"))
         super().__init__(f"{self.folder.name}@localhost", self.folder / "control")
-        self.port, self.tls_port, distribution_port, own_epmd_port = free_ports(4)
+        self._ports = Ports(4)
+        self.port, self.tls_port, distribution_port, own_epmd_port = self._ports.numbers
         self.ca_file: Path | None = None
         self._peer = peer
         self._cookie: str = secrets.token_hex(16) if peer is None else peer._cookie
@@ -170,6 +172,7 @@ class Node(Control):
             self._tell_guard()
             self._guard.stdin.close()
         self._guard.wait()
+        self._ports.close()
 
     def __enter__(self) -> Self:
         try:

@@ -1,25 +1,18 @@
-"""The programs of RabbitMQ and Erlang on this machine, and the ports of loopback that a node may have."""
+"""The programs of RabbitMQ and Erlang on this machine, and whether what they started listens, answers or is frozen."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["NodeError", "epmd_program", "free_ports", "greets", "is_frozen", "listens", "program"]
+__all__ = ["NodeError", "epmd_program", "greets", "is_frozen", "listens", "program"]
 
 _FALLBACK_FOLDERS = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/opt/homebrew/sbin", "/opt/homebrew/bin", "/usr/local/sbin")
 # Debian's programs in /usr/sbin are a wrapper that changes the user and drops the environment; these are what it wraps.
 _DEBIAN_WRAPPER = "rabbitmq-script-wrapper"
 _DEBIAN_FOLDER = Path("/usr/lib/rabbitmq/bin")
-
-# Below the ephemeral range of Linux (32768) and macOS (49152), so that no outgoing connection takes the port of a node
-# that is stopped and will start again. RabbitMQ's own ports (5672, 15672, 25672) are outside too.
-_PORTS = range(26_000, 32_000)
 
 
 class NodeError(Exception):
@@ -59,19 +52,6 @@ def is_frozen(pid: int) -> bool:
     except OSError:  # a thread that has ended meanwhile
         return False
     return set(states) <= {"T", "t"}
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, and that no outgoing connection will take."""
-
-    def candidates() -> Iterator[int]:
-        for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
-            with socket.socket() as probe, contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                yield port
-
-    ports = candidates()
-    return [next(ports) for _ in range(count)]
 
 
 def listens(port: int) -> bool:
