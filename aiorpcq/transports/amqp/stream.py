@@ -131,7 +131,15 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         if self._flush_scheduled or self._lost is not None or self._socket is None:
             self.write(frames)
         else:
-            self._socket.write(frames)
+            self._send(self._socket, frames)
+
+    def _send(self, transport: asyncio.Transport, frames: bytes) -> None:
+        try:
+            transport.write(frames)
+        except RuntimeError:
+            # aiormq has heard the end of the connection first, and has ended its own side. Later: who publishes
+            # has not registered yet what is lost now.
+            self.loop.call_soon(self.fail, ConnectionLost("the connection to the broker is closed"))
 
     def flush_soon(self, lane: Lane) -> None:
         """Have the acknowledgements of *lane* sent with everything else of this iteration."""
@@ -148,7 +156,7 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
             acking, self._acking = self._acking, []
             out.extend(lane.pending_acks() for lane in acking)
         if out and self._lost is None and self._socket is not None:
-            self._socket.write(b"".join(out))
+            self._send(self._socket, b"".join(out))
         self._out_size = 0
         if self._full:
             self._full = False

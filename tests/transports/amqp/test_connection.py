@@ -502,6 +502,24 @@ async def test_an_operator_closing_the_connection_is_told(link: AMQPLink, node: 
     assert "320 CONNECTION_FORCED - maintenance" in await lost(link)
 
 
+@pytest.mark.parametrize("others_wait", [False, True])
+async def test_what_is_published_after_aiormq_has_ended_its_side_is_lost(
+    link: AMQPLink, caplog: pytest.LogCaptureFixture, others_wait: bool
+) -> None:
+    """It does when it has read the broker's end, before the transport tells of that."""
+    await link.declare(QUEUE)
+    socket = link._protocol._socket  # type: ignore[union-attr]
+    assert socket is not None
+    outcomes = [publish(link, "q")] if others_wait else []
+    socket.write_eof()
+    outcomes.append(publish(link, "q"))
+    outcomes.append(publish(link, "q"))
+    assert await lost(link)
+    for outcome in outcomes[-2:]:
+        assert await asyncio.wait_for(outcome, WAIT) is Outcome.LOST
+    assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
 async def test_a_killed_broker_loses_the_link(private_node: Node) -> None:
     async with connected(private_node.url()) as link:
         await link.declare(QUEUE)
