@@ -257,8 +257,8 @@ def _unhandle_signals() -> None:
 
 
 def _end_process(number: signal.Signals) -> None:
+    """End by a signal that `_unhandle_signals` has given back."""
     logger.warning("methods still run in threads; the process ends by %s", number.name)
-    signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)
 
 

@@ -131,7 +131,7 @@ class AMQPLink:
             if remaining > 0:
                 await asyncio.wait((self.lost,), timeout=remaining)
                 if self.lost.done():
-                    raise ConnectionLost(f"the connection was lost at {describe(entity)}: {self.lost.result()}")
+                    raise self._lost_at(describe(entity))
             await self._operate(self._on_control(declare_entity, entity), describe(entity))
             if isinstance(entity, Queue):
                 self._queue_types[entity.name] = entity.arguments.get("x-queue-type")
@@ -248,7 +248,7 @@ class AMQPLink:
                 awaited.add(self._replacement)
             await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
         if self.lost.done():
-            raise ConnectionLost(f"the connection was lost at {subject}: {self.lost.result()}")
+            raise self._lost_at(subject)
 
     def _on_lane_closed(self, lane: Lane, error: ConnectionLost) -> None:
         """Give up what the lane had under way, and have its channel replaced."""
@@ -330,11 +330,14 @@ class AMQPLink:
             return task.result()
         if self.lost.done():
             task.cancel()
-            raise ConnectionLost(f"the connection was lost at {subject}: {self.lost.result()}")
+            raise self._lost_at(subject)
         error = ConnectionLost(f"the broker did not answer about {subject} within {_OPERATION_TIMEOUT:g} s")
         if self._protocol is not None:
             self._protocol.fail(error)
         raise error
+
+    def _lost_at(self, subject: str) -> ConnectionLost:
+        return ConnectionLost(f"the connection was lost at {subject}: {self.lost.result()}")
 
     def _own(self, task: asyncio.Task[_T]) -> asyncio.Task[_T]:
         """Have *task* end with the link at the latest."""
