@@ -18,16 +18,27 @@ from typing import Any, Final
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 MODULES: Final = (
+    "aiorpcq/deadline.py",
+    "aiorpcq/executor.py",
+    "aiorpcq/intake.py",
+    "aiorpcq/protocol/calls.py",
     "aiorpcq/protocol/executions.py",
     "aiorpcq/protocol/messages.py",
     "aiorpcq/protocol/terminals.py",
     "aiorpcq/protocol/timers.py",
     "aiorpcq/protocol/wire.py",
+    "aiorpcq/publisher.py",
+    "aiorpcq/router/router.py",
+    "aiorpcq/router/waking.py",
+    "aiorpcq/sending.py",
+    "aiorpcq/states.py",
+    "aiorpcq/transports/amqp/consumer.py",
     "aiorpcq/transports/amqp/frames.py",
+    "aiorpcq/transports/amqp/lane.py",
     "aiorpcq/transports/amqp/parser.py",
     "aiorpcq/transports/amqp/properties.py",
 )
-"""What is compiled: modules without I/O that every call goes through, and that nobody subclasses or patches."""
+"""What is compiled: what every call goes through, and what users neither name nor hand anything unchecked."""
 
 _GROUP: Final = "aiorpcq"
 

@@ -36,8 +36,12 @@ class Lineage:
 current_lineage: ContextVar[Lineage | None] = ContextVar("aiorpcq_lineage", default=None)
 
 
-def check_timeout(timeout: float | None, option: str = "timeout") -> float | None:
-    """Return *timeout* as it was given, or raise `ValueError` naming *option*; None is no timeout."""
+def check_timeout(timeout: object, option: str = "timeout") -> float | None:
+    """Return *timeout*, which may be anything, in seconds; None is no timeout.
+
+    Raises:
+        ValueError: it is neither None nor a number of seconds in range; the text names *option*.
+    """
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):

@@ -95,11 +95,10 @@ class Call:
 
     *origin* is the reply queue that its request was sent with first, and that its answers can be claimed by once that
     queue is gone; None where they cannot, or are not to be. *publication* is the request, for a call that may be sent
-    again; *route* is the shell's, where it was sent to.
+    again, and *repeated* says that it was; *route* is the shell's, where it was sent to.
     """
 
     __slots__ = (
-        "__weakref__",
         "attempt",
         "backlog",
         "deadline",
@@ -111,6 +110,7 @@ class Call:
         "phase",
         "publication",
         "readers",
+        "repeated",
         "route",
         "sending",
         "sequence",
@@ -137,6 +137,7 @@ class Call:
         self.readers: Sequence[Any] = ()
         self.origin: str | None = None
         self.publication: Publication | None = None
+        self.repeated = False
         self.route: Any = None
         self.deadline = deadline
         self.slot = 0

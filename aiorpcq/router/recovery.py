@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import Final, Protocol
-from weakref import WeakSet
 
 from ..deadline import RETURN_GRACE
 from ..errors import RPCError
@@ -81,7 +80,6 @@ class Recovery:
         self._claims = ClaimTable()
         self._watches = WatchTable()
         self._again: deque[Call] = deque()
-        self._repeated: WeakSet[Call] = WeakSet()
         self._outbox: deque[Publication] = deque(maxlen=_OUTBOX)
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -148,10 +146,6 @@ class Recovery:
         """Publish the request of *call* again, as soon as a link takes it."""
         self._again.append(call)
         self._wake()
-
-    def has_repeated(self, call: Call) -> bool:
-        """Tell whether the request of *call* was published more than once."""
-        return call in self._repeated
 
     def send(self, publication: Publication) -> None:
         """Publish a command, at once or as soon as a link takes it."""
@@ -278,7 +272,7 @@ class Recovery:
             )
         )
         call.sending = Sending.SENT
-        self._repeated.add(call)
+        call.repeated = True
         self.republished += 1
 
     async def _ask_queues(self, link: Link, asked: _Asked, calls: Iterable[Call], before: str) -> None:

@@ -346,7 +346,7 @@ class ReplyRouter:
         if call is None or call.sending is Sending.NOT_OURS:
             self.table.duplicates += 1
             return
-        self.fail(call, returned_error(call, properties, repeated=self.recovery.has_repeated(call)))
+        self.fail(call, returned_error(call, properties, repeated=call.repeated))
 
     def _request_settled(self, publication: Publication, outcome: Outcome) -> None:
         """Take the broker's answer to a request."""
@@ -364,7 +364,7 @@ class ReplyRouter:
                 if call.origin is not None and call.phase is _PENDING:
                     self.recovery.claim_soon(call)  # its answer may be lost as well, or nobody may have it
         else:
-            self.fail(call, refused_error(call, publication, outcome, repeated=self.recovery.has_repeated(call)))
+            self.fail(call, refused_error(call, publication, outcome, repeated=call.repeated))
 
     def _keep(self, call: Call) -> None:
         self.table.keep(call, self.now())

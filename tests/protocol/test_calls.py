@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import tracemalloc
-import weakref
 from collections.abc import Callable
 
 import pytest
@@ -18,6 +16,8 @@ from aiorpcq.protocol.messages import StateMessage
 from aiorpcq.protocol.outofband import OutOfBandLimits
 from aiorpcq.protocol.timers import GRANULARITY
 from aiorpcq.states import is_terminal, precedence
+
+from .references import watch_references
 
 PREFIX = "5f0c"
 ROUNDING = 1e-6
@@ -441,13 +441,13 @@ def test_nothing_refers_to_a_call_that_has_ended(ending: str, deadline: float | 
     ids = TaskIds(PREFIX)
     table = CallTable(ids, OutOfBandLimits())
     call = make_call("given" if foreign else ids.new(), deadline=deadline, foreign=foreign)
+    is_referenced = watch_references(call)
     table.add(call)
     ENDINGS[ending](table, call)
     assert call.phase is not Phase.PENDING
-    reference = weakref.ref(call)
+    assert is_referenced()
     del call
-    gc.collect()
-    assert reference() is None
+    assert not is_referenced()
     assert table.next_deadline() is None
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +12,8 @@ from aiorpcq.protocol.claims import ClaimTable
 from aiorpcq.protocol.control import CLAIM_LIMIT, Claim
 from aiorpcq.protocol.messages import StateMessage
 from aiorpcq.protocol.outofband import OutOfBandLimits
+
+from .references import watch_references
 
 
 def make_call(task_id: str = "t", origin: str = "x", deadline: float | None = 30.0) -> Call:
@@ -227,12 +226,11 @@ def test_what_was_answered_after_all_is_counted_and_what_failed_is_not() -> None
 
 def test_nothing_refers_to_a_settled_call_after_the_next_round() -> None:
     table, call = ClaimTable(), make_call(deadline=None)
+    is_referenced = watch_references(call)
     table.add(call)
     table.start(0.0)
     settle(call)
     take(table)
-    reference = weakref.ref(call)
     del call
-    gc.collect()
-    assert reference() is None
+    assert not is_referenced()
     assert table.silent(1e6, 0.0) == []

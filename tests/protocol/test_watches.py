@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
 from types import SimpleNamespace
 
 from aiorpcq.protocol.calls import Call, Sending
 from aiorpcq.protocol.control import CLAIM_LIMIT, Claim
 from aiorpcq.protocol.watches import WatchTable
+
+from .references import watch_references
 
 PATIENCE = 30.0
 
@@ -102,9 +102,8 @@ def test_time_without_a_connection_is_no_silence() -> None:
 
 def test_nothing_refers_to_a_call_after_the_round_that_it_is_gone_in() -> None:
     table, call = WatchTable(), make_call()
+    is_referenced = watch_references(call)
     take(table, [call], 0.0)
     take(table, [], 10.0)
-    reference = weakref.ref(call)
     del call
-    gc.collect()
-    assert reference() is None
+    assert not is_referenced()
