@@ -18,9 +18,13 @@ from typing import Any, Final
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 MODULES: Final = (
+    "aiorpcq/codec/bodies.py",
+    "aiorpcq/codec/packing.py",
     "aiorpcq/deadline.py",
     "aiorpcq/executor.py",
     "aiorpcq/intake.py",
+    "aiorpcq/method.py",
+    "aiorpcq/places.py",
     "aiorpcq/protocol/calls.py",
     "aiorpcq/protocol/executions.py",
     "aiorpcq/protocol/messages.py",
