@@ -10,16 +10,14 @@ from enum import Enum
 from struct import Struct
 from typing import Final, NamedTuple
 
-from .frames import BODY, CONTENT_HEADER_SIZE, END, FRAME, FRAME_OVERHEAD, HEADER, METHOD, FrameError
+from .frames import BODY, CONTENT_HEADER_SIZE, END, FRAME_OVERHEAD, HEADER, METHOD, FrameError
 
 __all__ = ["Event", "EventKind", "FrameParser"]
 
 _LARGEST_UNNEGOTIATED: Final = 1 << 20
 _CONFIRM_SIZE: Final = 13  # of its payload: class, method, delivery tag, bits
 
-_METHOD_ID: Final = Struct(">I")  # class and method as one number
-_CONFIRM: Final = Struct(">IQB")  # class and method, delivery tag, bits
-_HEADER: Final = Struct(">BHIIQ")  # of a content header: frame header, class and weight, body size
+_CONFIRM: Final = Struct(">QB")  # delivery tag, bits
 _BODY_SIZE: Final = Struct(">Q")
 
 
@@ -159,11 +157,11 @@ class FrameParser:
         content that is all there, are read in place: they are nearly all that comes.
         """
         position, end = 0, len(data)
-        channels, assemblies, frame, limit = self._channels, self._assemblies, FRAME.unpack_from, self._payload_max
+        channels, assemblies, limit = self._channels, self._assemblies, self._payload_max
         passed: list[bytes] = []
         self._needed = FRAME_OVERHEAD
         while end - position >= FRAME_OVERHEAD:
-            kind, channel, size = frame(data, position)
+            kind, channel, size = data[position], _short(data, position + 1), _long(data, position + 3)
             stop = position + size + FRAME_OVERHEAD
             if size > limit:
                 raise FrameError(f"frame of {size + FRAME_OVERHEAD} bytes, negotiated are {limit + FRAME_OVERHEAD}")
@@ -182,9 +180,10 @@ class FrameParser:
                 if not self._on_method(channel, data[position + 7 : stop - 1], events):
                     passed.append(data[position:stop])
             else:
-                method, tag, bits = _CONFIRM.unpack_from(data, position + 7)
+                method = _long(data, position + 7)
                 event = _CONFIRMS.get(method)
                 if event is not None:
+                    tag, bits = _CONFIRM.unpack_from(data, position + 11)
                     events.append(_event(Event, (event, channel, b"", b"", b"", tag, bits & 1 == 1)))
                 elif (event := _CONTENT.get(method)) is not None:
                     stop = self._on_content(event, channel, data[position + 7 : stop - 1], data, stop, events)
@@ -201,18 +200,19 @@ class FrameParser:
         """Handle a method that content follows; return how far *data* was read."""
         end = len(data)
         if end - position >= FRAME_OVERHEAD + CONTENT_HEADER_SIZE:
-            frame, frame_channel, size, _, body_size = _HEADER.unpack_from(data, position)
-            stop: int = position + size + FRAME_OVERHEAD
-            body_stop: int = stop + body_size + FRAME_OVERHEAD if body_size else stop
+            size = _long(data, position + 3)
+            body_size: int = _BODY_SIZE.unpack_from(data, position + 11)[0]
+            stop = position + size + FRAME_OVERHEAD
+            body_stop = stop + body_size + FRAME_OVERHEAD if body_size else stop
             if (
                 body_stop <= end
-                and frame == HEADER
-                and frame_channel == channel
+                and data[position] == HEADER
+                and _short(data, position + 1) == channel
                 and size >= CONTENT_HEADER_SIZE
                 and size + body_size <= self._at_once
                 and data[stop - 1] == END
                 and data[body_stop - 1] == END
-                and (not body_size or FRAME.unpack_from(data, stop) == (BODY, channel, body_size))
+                and (not body_size or _is_body(data, stop, channel, body_size))
             ):
                 body = data[stop + 7 : body_stop - 1] if body_size else b""
                 events.append(_event(Event, (kind, channel, method, data[position + 7 : stop - 1], body, 0, False)))
@@ -276,8 +276,22 @@ class FrameParser:
             events.append(Event(kind, 0, payload[4:]))
 
 
+def _is_body(data: bytes, at: int, channel: int, size: int) -> bool:
+    return data[at] == BODY and _short(data, at + 1) == channel and _long(data, at + 3) == size
+
+
+# Compiled, these take half the time of a `Struct`, whose tuples and numbers are objects.
+
+
+def _short(data: bytes, at: int) -> int:
+    return data[at] << 8 | data[at + 1]
+
+
+def _long(data: bytes, at: int) -> int:
+    return data[at] << 24 | data[at + 1] << 16 | data[at + 2] << 8 | data[at + 3]
+
+
 def _method_id(payload: bytes, channel: int) -> int:
     if len(payload) < 4:
         raise FrameError(f"method frame of {len(payload)} bytes on channel {channel}")
-    number: int = _METHOD_ID.unpack_from(payload)[0]
-    return number
+    return _long(payload, 0)
