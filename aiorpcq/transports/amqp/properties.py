@@ -29,7 +29,6 @@ _NESTING_LIMIT: Final = 32
 
 _LONG_LONG: Final = Struct(">q")
 _LONG: Final = Struct(">I")
-_FLAGS: Final = Struct(">H")
 _DOUBLE: Final = Struct(">d")
 
 
@@ -225,7 +224,7 @@ def decode_properties(header: bytes) -> Properties:
 
 
 def _decode_properties(data: bytes) -> Properties:
-    flags = _FLAGS.unpack_from(data, _FLAGS_AT)[0]
+    flags = data[_FLAGS_AT] << 8 | data[_FLAGS_AT + 1]
     at = _FIRST_PROPERTY_AT
     properties = Properties()
     # The properties of requests and states are read here, in place: a function call for each doubles the cost. What
@@ -237,7 +236,8 @@ def _decode_properties(data: bytes) -> Properties:
     if flags & 0x4000:
         properties.content_encoding, at = _read_short_string(data, at)
     if flags & 0x2000:
-        stop = at + 4 + _LONG.unpack_from(data, at)[0]
+        size = data[at] << 24 | data[at + 1] << 16 | data[at + 2] << 8 | data[at + 3]
+        stop = at + 4 + size
         properties.headers = _read_headers(data[at + 4 : _within(data, stop)])
         at = stop
     if flags & 0x1800:
