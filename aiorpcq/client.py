@@ -16,7 +16,7 @@ from .deadline import check_timeout
 from .errors import UnknownTask, UsageError
 from .health import Health
 from .limits import DEFAULT_MAX_SIZE, check_kind, check_max_size
-from .options import CallOptions, DisconnectMode
+from .options import CallOptions, DisconnectMode, check_task_id
 from .protocol.calls import Backlog, Call
 from .protocol.control import CancelMode
 from .protocol.failures import ExceptionRegistry
@@ -268,7 +268,9 @@ class Client:
             DeadlineExceeded: the task's deadline passed; `timeout` seconds, for a task submitted elsewhere.
             ConnectionLost: the connection broke, or the client was closed.
             BacklogLimitExceeded: as said above.
+            ValueError: *task_id* cannot be one.
         """
+        check_task_id(task_id)
         if self._session.is_direct:
             raise UsageError('reply_queue: states do not come by "direct"')
         stream = StateStream(self._session, partial(self._find, task_id), overflow)
@@ -283,9 +285,10 @@ class Client:
         `timeout` too.
 
         Raises:
-            ValueError, DeadlineExceeded, ConnectionLost: as `Task.cancel`.
+            ValueError, DeadlineExceeded, ConnectionLost: as `Task.cancel`; *task_id* cannot be one.
             UsageError: the client has direct replies, which know no cancel.
         """
+        check_task_id(task_id)
         check_cancel(mode, timeout)
         session = self._session
         router = session.router()
@@ -306,7 +309,13 @@ class Client:
             unfollow(session, router, call)
 
     def forget(self, task_id: str) -> None:
-        """Drop all that is held of a task. Whoever waits for it gets `UnknownTask`; its late states are dropped."""
+        """Drop all that is held of a task. Whoever waits for it gets `UnknownTask`; its late states are dropped.
+
+        Raises:
+            ValueError: *task_id* cannot be one.
+            UsageError: the client cannot be used here.
+        """
+        check_task_id(task_id)
         self._session.router().forget(task_id)
 
     def statistics(self) -> RouterStatistics:

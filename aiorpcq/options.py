@@ -11,7 +11,7 @@ from .deadline import check_timeout
 from .limits import check_integer
 from .protocol.metadata import check_metadata
 
-__all__ = ["CallOptions", "DisconnectMode"]
+__all__ = ["CallOptions", "DisconnectMode", "check_task_id"]
 
 DisconnectMode = Literal["resume", "fail"]
 """What the loss of the connection means for a call that is under way: its answer is claimed on the next connection, or
@@ -71,8 +71,14 @@ class CallOptions:
         for flag in ("persistent", "idempotent", "cancel_task", "require_workers"):
             if not isinstance(getattr(self, flag), bool):
                 raise ValueError(f"{flag}: {getattr(self, flag)!r:.100} is neither True nor False")
-        if self.task_id is not None and not _is_task_id(self.task_id):
-            raise ValueError(f"task_id: {self.task_id!r:.100} is not text of 1 to {_TASK_ID_LIMIT} bytes")
+        if self.task_id is not None:
+            check_task_id(self.task_id)
+
+
+def check_task_id(value: object) -> None:
+    """Raise `ValueError` where *value* cannot be the id of a task."""
+    if not _is_task_id(value):
+        raise ValueError(f"task_id: {value!r:.100} is not text of 1 to {_TASK_ID_LIMIT} bytes")
 
 
 def _is_task_id(value: object) -> bool:

@@ -225,6 +225,17 @@ def test_limits_of_the_out_of_band_buffer(option: str) -> None:
         OutOfBandLimits(**{option: 0})
 
 
+@pytest.mark.parametrize("task_id", [7, None, b"id", "", "x" * 256])
+@pytest.mark.parametrize("way", ["stream", "cancel", "forget"])
+async def test_what_is_no_task_id_is_refused_by_what_takes_one(url: str, way: str, task_id: Any) -> None:
+    async def use() -> None:
+        done = getattr(Client(url), way)(task_id)
+        await done  # only `cancel` comes as far as this
+
+    with pytest.raises(ValueError, match="task_id"):
+        await use()
+
+
 @pytest.mark.parametrize("option", ["size", "age"])
 def test_limits_of_the_cache(option: str) -> None:
     with pytest.raises(ValueError, match=option):
