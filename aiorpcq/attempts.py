@@ -11,8 +11,8 @@ from .deadline import RETURN_GRACE
 from .errors import ConnectFailed, ConnectionLost, DeadlineExceeded, NoWorkers, RPCError, Unroutable
 from .options import CallOptions
 from .protocol.retries import call_delay
+from .requests import deadline_of
 from .router import ReplyRouter
-from .sending import deadline_of
 from .session import Route, Session
 from .transports.base import QueueStatus
 

@@ -22,9 +22,10 @@ from .protocol.control import CancelMode
 from .protocol.failures import ExceptionRegistry
 from .protocol.outofband import OutOfBandLimits
 from .protocol.topology import Names
+from .requests import check_room, deadline_of, new_call, publish
 from .retry import RetryBudget
 from .router import ReplyQueueMode, ReplyRouter, RouterOptions, RouterStatistics, WorkerInfo
-from .sending import check_room, deadline_of, new_call, publish, send, wait_writable
+from .sending import send, wait_writable
 from .session import Session, WhenFull
 from .task import Overflow, StateStream, Task, cancel_call, check_cancel, follow, unfollow, value_of
 from .threads import ThreadBridge

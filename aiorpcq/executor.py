@@ -25,6 +25,7 @@ from .errors import (
     RPCError,
     WorkerLost,
 )
+from .executionstates import ExecutionStates
 from .method import Method
 from .methodthreads import MethodThreads
 from .places import Places, RunOptions
@@ -34,7 +35,7 @@ from .protocol.executions import EndedAttempt, Execution, ExecutionPhase, Execut
 from .protocol.failures import text_of
 from .protocol.messages import Request
 from .protocol.retries import run_delay
-from .publisher import ExecutionStates, ResultPublisher
+from .publisher import ResultPublisher
 from .republisher import Republisher
 from .retry import Busy
 from .states import RECEIVED, RETRY, STARTED

@@ -22,13 +22,16 @@ from .protocol.wire import encode_state
 from .states import FAILURE, REVOKED, SUCCESS
 from .transports.base import Link
 
-__all__ = ["ExecutionStates", "PublisherStatistics", "ResultPublisher"]
+__all__ = ["EncodedState", "PublisherStatistics", "ResultPublisher"]
 
 logger = logging.getLogger("aiorpcq.worker")
 
 _SHORT_TEXT: Final = 64
 _json: Final = JsonCodec()
 _ESSENTIAL: Final = frozenset({"error", "maybe_executed", "message", "module", "type"})
+
+EncodedState = tuple[bytes, str, str | None]
+"""What `Codecs.encode` returns: data, content type, content encoding."""
 
 # Globals for the hot path: in Python 3.11 a member costs four times as much to look up on its class.
 _RUNNING: Final = ExecutionPhase.RUNNING
@@ -110,19 +113,21 @@ class ResultPublisher:
             self.unconfirmed,
         )
 
-    async def update(self, execution: Execution, name: str, value: Any) -> None:
-        """Publish a state that is not terminal, if the caller asked for states and the task has not ended.
+    def prepare(self, execution: Execution, value: Any) -> EncodedState | None:
+        """Return *value* as `update` takes it; None where the caller asked for no states, or the task has ended.
 
         Raises:
             CodecError: *value* cannot be encoded.
             PayloadTooLarge: it is too large.
         """
-        if execution.request.states and execution.phase is ExecutionPhase.RUNNING:
-            body = self._encode(value)
-            if self.link is not None and not self.link.writable:
-                await self.link.wait_writable()
-            if execution.phase is _RUNNING:  # it may have been stopped meanwhile
-                self._send_update(execution, name, body)
+        if execution.request.states and execution.phase is _RUNNING:
+            return self._encode(value)
+        return None
+
+    def update(self, execution: Execution, name: str, body: EncodedState) -> None:
+        """Publish a state that is not terminal, if the task has not ended since."""
+        if execution.phase is _RUNNING:
+            self._send_update(execution, name, body)
 
     def announce(self, execution: Execution, name: str, value: Any) -> None:
         """Publish one of the worker's own states without waiting."""
@@ -203,7 +208,7 @@ class ResultPublisher:
         """Publish the cached terminal state of an attempt that was delivered again."""
         self._publish(execution)
 
-    def _send_update(self, execution: Execution, name: str, body: tuple[bytes, str, str | None]) -> None:
+    def _send_update(self, execution: Execution, name: str, body: EncodedState) -> None:
         if self.link is None or execution.reply_to is None:
             return
         execution.sequence += 1
@@ -236,7 +241,7 @@ class ResultPublisher:
         kind, text = description.get("type", description["error"]), description["message"]
         logger.warning("method %s failed in a cast: %s: %.200s", execution.request.method, kind, text)
 
-    def _encode_failure(self, description: dict[str, Any]) -> tuple[bytes, str, str | None]:
+    def _encode_failure(self, description: dict[str, Any]) -> EncodedState:
         """Return *description* as it can be sent: whole, or what is essential, or that in JSON, which always can be."""
         essential = {
             name: value[:_SHORT_TEXT] if isinstance(value, str) else value
@@ -333,7 +338,7 @@ class ResultPublisher:
         self._table.end(execution)
         execution.delivery.ack()
 
-    def _encode(self, value: Any) -> tuple[bytes, str, str | None]:
+    def _encode(self, value: Any) -> EncodedState:
         encoded = self._codecs.encode(value)
         size = len(encoded[0])
         if size > self._max_size:  # the codecs may have been given a limit of their own
@@ -346,24 +351,3 @@ class ResultPublisher:
         except RPCError:
             return False
         return True
-
-
-class ExecutionStates:
-    """A context's way to the publisher."""
-
-    __slots__ = ("_execution", "_loop", "_publisher")
-
-    def __init__(self, publisher: ResultPublisher, execution: Execution, loop: asyncio.AbstractEventLoop) -> None:
-        self._publisher = publisher
-        self._execution = execution
-        self._loop = loop
-
-    async def update(self, name: str, value: Any) -> None:
-        await self._publisher.update(self._execution, name, value)
-
-    def remaining(self) -> float | None:
-        deadline = self._execution.deadline
-        return None if deadline is None else max(0.0, deadline - self._loop.time())
-
-    def is_stopped(self) -> bool:
-        return self._execution.phase is not _RUNNING

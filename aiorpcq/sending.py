@@ -1,114 +1,21 @@
-"""From a call to its request, and to a link that takes it."""
+"""Sending: how a call waits for a link that takes its request, and until somebody has it."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from typing import Any, Final
+from typing import Any
 
-from .deadline import RETURN_GRACE, current_lineage
-from .errors import ConnectionLost, DeadlineExceeded, Overloaded
+from .errors import ConnectionLost
 from .options import CallOptions
-from .protocol.calls import Backlog, Call, Phase, Sending
-from .protocol.messages import Request
+from .protocol.calls import Call, Phase, Sending
+from .requests import EncodedBody, publish
 from .router import ReplyRouter
 from .session import Route, Session
 from .states import PENDING
 from .task import next_change
 from .transports.base import Link
 
-__all__ = ["EncodedBody", "check_room", "deadline_of", "new_call", "publish", "send", "wait_writable"]
-
-EncodedBody = tuple[bytes, str, str | None]
-"""What `Codecs.encode` returns: data, content type, content encoding."""
-
-_SENT: Final = Sending.SENT  # a global: in Python 3.11 a member costs four times as much to look up on its class
-
-
-def deadline_of(options: CallOptions, now: float) -> float | None:
-    """Return the deadline of a call made *now*, with the grace for a request that is returned."""
-    timeout, lineage = options.timeout, current_lineage.get()
-    if lineage is None or lineage.deadline is None:
-        return None if timeout is None else now + timeout + RETURN_GRACE
-    inherited = lineage.deadline + RETURN_GRACE
-    return inherited if timeout is None else min(inherited, now + timeout + RETURN_GRACE)
-
-
-def check_room(session: Session, router: ReplyRouter) -> None:
-    """Raise `Overloaded` where no call more may be pending."""
-    if len(router.table.pending) >= session.max_pending:
-        raise Overloaded(
-            f"{len(router.table.pending)} calls are pending on this connection, max_pending is {session.max_pending}"
-        )
-
-
-def new_call(session: Session, options: CallOptions, router: ReplyRouter, backlog: Backlog | None) -> Call:
-    """Register a call; from here on it is settled at its deadline at the latest.
-
-    Raises:
-        Overloaded: too many are pending.
-        DeadlineExceeded: the call that it is made in has no time left.
-        UsageError: its task id is pending already.
-    """
-    check_room(session, router)
-    now = router.now()
-    deadline = deadline_of(options, now)
-    task_id = options.task_id
-    if deadline is not None and deadline - RETURN_GRACE < now:
-        raise DeadlineExceeded("the deadline it inherits is past", task_id=task_id, maybe_executed=False)
-    if task_id is None:
-        call = Call(router.ids.new(), session, deadline, backlog)
-    else:
-        call = Call(task_id, session, deadline, backlog, not router.ids.made(task_id))
-    router.add(call)
-    return call
-
-
-def publish(
-    session: Session,
-    options: CallOptions,
-    router: ReplyRouter,
-    link: Link,
-    call: Call,
-    route: Route,
-    body: EncodedBody,
-    reply_to: str | None,
-) -> None:
-    """Publish the request of *call* on *link*."""
-    routing_key, name, _, idempotent = route
-    data, content_type, content_encoding = body
-    deadline = expiration = None
-    if call.deadline is not None and reply_to is not None:
-        expiration = max(0.0, call.deadline - RETURN_GRACE - router.now())
-        deadline = time.time() + expiration
-    request = Request(
-        call.task_id,
-        name,
-        data,
-        content_type,
-        content_encoding,
-        reply_to,
-        deadline,
-        expiration,
-        call.backlog is not None,
-        1,
-        options.priority,
-    )
-    request.metadata = options.metadata
-    lineage = current_lineage.get()
-    if lineage is not None:
-        request.parent_id, request.root_id = lineage.task_id, lineage.root_id
-    publication = session.encode_request(request, session.exchange, routing_key, router.request_settled)
-    if options.persistent:
-        publication.properties.delivery_mode = 2
-    call.route = route
-    if options.on_disconnect == "resume":
-        if reply_to is not None:
-            call.origin = router.origin
-        if (idempotent or options.idempotent) and call.origin is reply_to:  # in direct mode nothing is sent again
-            call.publication = publication
-    link.publish(publication)
-    call.sending = _SENT
+__all__ = ["send", "wait_writable"]
 
 
 async def send(

@@ -7,8 +7,7 @@ from typing import Any, Literal, TypeVar, overload
 
 from .deadline import check_timeout
 from .limits import check_integer
-from .method import Method
-from .methodoptions import MethodOptions, OnCallerGone
+from .method import Method, MethodOptions, OnCallerGone
 from .protocol.deliveries import DeliveryMode
 from .protocol.topology import DEFAULT_SERVICE, check_method, check_service
 from .retry import RetryPolicy

@@ -19,7 +19,7 @@ from .deadline import check_timeout
 from .errors import RPCError, UsageError
 from .health import Health
 from .limits import DEFAULT_MAX_SIZE, CacheLimits, check_integer, check_kind, check_max_size
-from .methodoptions import check_delivery
+from .method import check_delivery
 from .places import RunOptions
 from .protocol.deliveries import DeliveryMode
 from .protocol.executions import ExecutionTable

@@ -9,6 +9,7 @@ import pytest
 
 from aiorpcq import CacheLimits, Codecs
 from aiorpcq.errors import DeadlineExceeded, Overloaded
+from aiorpcq.executionstates import ExecutionStates
 from aiorpcq.protocol.executions import ExecutionTable
 from aiorpcq.protocol.messages import Request
 from aiorpcq.protocol.topology import Queue
@@ -34,9 +35,10 @@ async def test_a_state_that_waits_while_the_broker_blocks_is_not_sent_once_the_t
 
     request = Request("t", "method", b"", "application/msgpack", None, _REPLIES, states=True)
     _, execution = table.begin(request, _Settled(), None, 0.0)
-    await publisher.update(execution, "PROGRESS", 1)
+    states = ExecutionStates(publisher, execution, asyncio.get_running_loop())
+    await states.update("PROGRESS", 1)
     transport.broker.block()
-    late = asyncio.ensure_future(publisher.update(execution, "PROGRESS", 2))
+    late = asyncio.ensure_future(states.update("PROGRESS", 2))
     await asyncio.sleep(0)
     publisher.refuse(execution, DeadlineExceeded("too late"))
     transport.broker.unblock()

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 import aiorpcq.context
 from aiorpcq.context import Context
 from aiorpcq.errors import InvalidArguments
-from aiorpcq.method import Method
-from aiorpcq.methodoptions import MethodOptions
+from aiorpcq.method import Method, MethodOptions
 from aiorpcq.retry import RetryPolicy
 from aiorpcq.service import Service
 

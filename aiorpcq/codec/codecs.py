@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
+from ..errors import CodecError, ContentDisallowed, PayloadTooLarge
 from ..limits import DEFAULT_MAX_SIZE, check_integer, check_max_size
 from .base import Codec
 from .binary import MsgpackCodec
-from .bodies import Bodies
 from .compression import COMPRESSIONS, Compression
+from .errors import decode_error, encode_error, too_large
 from .text import JsonCodec
 
 __all__ = ["Codecs"]
@@ -17,9 +18,11 @@ __all__ = ["Codecs"]
 _SHORT: Final = 255
 """Bytes of an AMQP short string, as which a content type travels (AMQP 0-9-1, section 4.2.5.3)."""
 _MOST_BYTES: Final = 2**40
+_SHOWN: Final = 100
+"""Characters of a content type from the network that an error shows."""
 
 
-class Codecs(Bodies):
+class Codecs:
     """What a client or worker encodes with, what it accepts, and the limits on both.
 
     *accept* holds codecs, or content types of *default* and the built-in ones; without it that is *default*,
@@ -47,17 +50,15 @@ class Codecs(Bodies):
         max_size: int = DEFAULT_MAX_SIZE,
         max_decompressed: int = 32 * 1024 * 1024,
     ) -> None:
-        codec: Codec = MsgpackCodec() if default is None else default
-        _content_type("default", codec)
-        super().__init__(
-            codec,
-            _accepted(codec, accept),
-            _compression(compression),
-            compression,
-            check_integer(compress_above, "compress_above", 0, _MOST_BYTES),
-            check_max_size(max_size),
-            check_integer(max_decompressed, "max_decompressed", 1, _MOST_BYTES),
-        )
+        self._default: Codec = MsgpackCodec() if default is None else default
+        self._content_type = _content_type("default", self._default)
+        self._max_size = check_max_size(max_size)
+        self._max_decompressed = check_integer(max_decompressed, "max_decompressed", 1, _MOST_BYTES)
+        self._compression = _compression(compression)
+        self._encoding = compression
+        self._compress_above = check_integer(compress_above, "compress_above", 0, _MOST_BYTES)
+        self._plain = max_size if compression is None else min(compress_above, max_size)
+        self._accepted = _accepted(self._default, accept)
 
     @property
     def default(self) -> Codec:
@@ -80,6 +81,76 @@ class Codecs(Bodies):
         self._accepted[content_type] = codec
         if content_type == self._content_type:
             self._default = codec
+
+    def encode(self, value: Any) -> tuple[bytes, str, str | None]:
+        """Return the body, its content type and its content encoding.
+
+        Raises:
+            CodecError: the default codec cannot carry *value*.
+            PayloadTooLarge: the body is past a limit that the same options on the other side would refuse it by.
+        """
+        try:
+            body = self._default.encode(value)
+        except CodecError:
+            raise
+        except Exception as error:
+            raise encode_error(error) from error
+        if not isinstance(body, bytes):
+            raise CodecError(f"the codec of {self._content_type} returned a {type(body).__name__}, not bytes")
+        if len(body) > self._plain:
+            return self._shrink(body)
+        return body, self._content_type, None
+
+    def decode(self, body: bytes, content_type: str | None, content_encoding: str | None) -> Any:
+        """Return the value of *body*; its content type is compared as a whole and in lower case.
+
+        Raises:
+            ContentDisallowed: the type or encoding is not accepted; nothing was decoded.
+            PayloadTooLarge: the body, what it decompresses to, or the number of values in it is past its limit.
+            CodecError: the body is not what its type and encoding say.
+        """
+        codec = self._accepted.get(content_type) or self._find(content_type)  # type: ignore[arg-type]  # None: refused
+        if len(body) > self._max_size:
+            raise too_large(len(body), self._max_size)
+        if content_encoding is not None:
+            body = self._decompress(body, content_encoding)
+        try:
+            return codec.decode(body)
+        except (CodecError, PayloadTooLarge):
+            raise
+        except Exception as error:
+            raise decode_error(error) from error
+
+    def _find(self, content_type: str | None) -> Codec:
+        if content_type is None:
+            raise ContentDisallowed("content type None is not accepted")
+        codec = self._accepted.get(content_type.lower())
+        if codec is None:
+            raise ContentDisallowed(f"content type {content_type[:_SHOWN]!r} is not accepted")
+        return codec
+
+    def _shrink(self, body: bytes) -> tuple[bytes, str, str | None]:
+        smaller, encoding = body, None
+        if self._compression is not None and len(body) > self._compress_above:
+            if len(body) > self._max_decompressed:
+                raise too_large(len(body), self._max_decompressed)
+            smaller, encoding = self._compression.compress(body), self._encoding
+            if len(smaller) >= len(body):
+                smaller, encoding = body, None
+        if len(smaller) > self._max_size:
+            raise too_large(len(smaller), self._max_size)
+        return smaller, self._content_type, encoding
+
+    def _decompress(self, body: bytes, content_encoding: str) -> bytes:
+        compression = COMPRESSIONS.get(content_encoding)
+        if compression is None:
+            raise ContentDisallowed(f"content encoding {content_encoding[:_SHOWN]!r} is not accepted")
+        try:
+            return compression.decompress(body, self._max_decompressed)
+        except (CodecError, PayloadTooLarge):
+            raise
+        except Exception as error:
+            raise CodecError(f"cannot decompress a body as {content_encoding}") from error
 
 
 def _accepted(default: Codec, accept: Sequence[str | Codec] | None) -> dict[str, Codec]:

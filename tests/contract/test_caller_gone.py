@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from aiorpcq import CacheLimits, Service, Worker
-from aiorpcq.methodoptions import OnCallerGone
+from aiorpcq.method import OnCallerGone
 
 from .breaking import Breaking
 from .parties import BystanderFactory, ClientFactory, Gate, ReplyQueue, WorkerFactory, eventually, request_for

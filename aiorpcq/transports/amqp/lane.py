@@ -229,15 +229,18 @@ class Lane:
         """Drop a consumer that the broker did not take."""
         self._consumers.pop(consumer.tag.encode(), None)
 
-    async def cancel_consumer(self, consumer: Consumer) -> None:
-        """Cancel a consumer and wait until nothing more comes for it, or the lane is closed."""
+    def cancel_consumer(self, consumer: Consumer) -> asyncio.Future[None] | None:
+        """Cancel a consumer; return what is done when nothing more comes for it, or the lane is closed.
+
+        None where that is so already. The future is shared by all who cancel it: it is awaited shielded.
+        """
         consumer.standing = Standing.UNWANTED
         if self.closed is not None or consumer.tag.encode() not in self._consumers:
-            return
+            return None
         if consumer.cancelled is None:
             consumer.cancelled = self._connection.loop.create_future()
             self._connection.write(encode_cancel(self.channel, consumer.tag))
-        await asyncio.shield(consumer.cancelled)
+        return consumer.cancelled
 
     def handle(self, event: Event) -> None:
         """Handle one event of this channel."""

@@ -54,7 +54,9 @@ class _Subscription:
         self._consumer = consumer
 
     async def cancel(self) -> None:
-        await self._lane.cancel_consumer(self._consumer)
+        cancelled = self._lane.cancel_consumer(self._consumer)
+        if cancelled is not None:
+            await asyncio.shield(cancelled)
         # aiormq does not see the broker's answer, and would keep the consumer as long as the channel.
         self._channel.consumers.pop(self._consumer.tag, None)
 

@@ -1009,27 +1009,28 @@ async def test_a_cancel_ends_when_the_broker_has_answered() -> None:
     lane, protocol, written = on_running_loop()
     seen: list[bytes] = []
     consumer = lane.add_consumer("c", lambda delivery: seen.append(delivery.body), no_ack=True)
-    cancels = [asyncio.create_task(lane.cancel_consumer(consumer)) for _ in range(2)]
+    cancels = [lane.cancel_consumer(consumer) for _ in range(2)]
     await turns()
     assert [type(frame) for _, frame in read_frames(b"".join(written))] == [Basic.Cancel]
     protocol.data_received(deliver(1, b"still"))
-    assert not any(cancel.done() for cancel in cancels)
+    assert not any(cancel is None or cancel.done() for cancel in cancels)
     protocol.data_received(marshal(Basic.CancelOk("c")))
-    await asyncio.gather(*cancels)
+    assert all(cancel is not None and cancel.done() for cancel in cancels)
     protocol.data_received(deliver(2, b"too late"))
     assert seen == [b"still"]
-    await lane.cancel_consumer(consumer)
+    assert lane.cancel_consumer(consumer) is None
 
 
 async def test_a_cancel_ends_when_the_lane_is_closed() -> None:
     lane, protocol, _ = on_running_loop()
     consumer = lane.add_consumer("c", lambda _delivery: None, no_ack=True)
-    cancel = asyncio.create_task(lane.cancel_consumer(consumer))
+    cancel = lane.cancel_consumer(consumer)
     await turns()
+    assert cancel is not None
     assert not cancel.done()
     protocol.connection_lost(None)
-    await cancel
-    await lane.cancel_consumer(consumer)
+    assert cancel.done()
+    assert lane.cancel_consumer(consumer) is None
 
 
 def on_running_loop() -> tuple[Lane, LaneProtocol, list[bytes]]:
