@@ -1,4 +1,4 @@
-"""Compiles what is on the path of every message with mypyc: a build hook for hatchling, and a program for a checkout.
+"""Compiles what is on the path of every call with mypyc: a build hook for hatchling, and a program for a checkout.
 
 A wheel has the compiled modules where a C compiler is at hand, and Python alone where not; the sources are the same. An
 editable install is never compiled, since it would not notice an edit. AIORPCQ_COMPILE=0 in the environment asks for

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from .codec import Codecs, JsonCodec
@@ -19,10 +18,11 @@ from .protocol.executions import Execution, ExecutionPhase, ExecutionTable
 from .protocol.failures import describe_error, describe_exception
 from .protocol.messages import Outcome, Publication, StateMessage
 from .protocol.wire import encode_state
+from .publisherstatistics import PublisherStatistics
 from .states import FAILURE, REVOKED, SUCCESS
 from .transports.base import Link
 
-__all__ = ["EncodedState", "PublisherStatistics", "ResultPublisher"]
+__all__ = ["EncodedState", "ResultPublisher"]
 
 logger = logging.getLogger("aiorpcq.worker")
 
@@ -37,33 +37,6 @@ EncodedState = tuple[bytes, str, str | None]
 _RUNNING: Final = ExecutionPhase.RUNNING
 _CONFIRMED: Final = Outcome.CONFIRMED
 _UNANSWERED: Final = (ExecutionPhase.RUNNING, ExecutionPhase.STOPPING)  # a tuple: it compares by identity first
-
-
-@dataclass(frozen=True, slots=True)
-class PublisherStatistics:
-    """What a publisher has done so far.
-
-    Attributes:
-        succeeded: terminal states published that are SUCCESS.
-        failed: terminal states published that are not.
-        updates: states published that are not terminal.
-        returned: terminal states that found no reply queue: the caller is gone.
-        refused: terminal states that the broker refused.
-        lost: terminal states whose link was lost before their confirm; the redelivered request gets them again.
-        moved: terminal states that were returned and sent again, to where their caller had moved.
-        resent: terminal states that were sent again because their caller asked for them.
-        unconfirmed: terminal states that wait for their confirm now.
-    """
-
-    succeeded: int
-    failed: int
-    updates: int
-    returned: int
-    refused: int
-    lost: int
-    moved: int
-    resent: int
-    unconfirmed: int
 
 
 class ResultPublisher:

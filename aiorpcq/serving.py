@@ -20,7 +20,8 @@ from .places import Places, RunOptions
 from .protocol.control import Question
 from .protocol.executions import ExecutionTable
 from .protocol.topology import Binding, Exchange, Names, Queue
-from .publisher import PublisherStatistics, ResultPublisher
+from .publisher import ResultPublisher
+from .publisherstatistics import PublisherStatistics
 from .republisher import Republisher, RepublisherStatistics
 from .service import Service
 from .transports.base import Link, Subscription, Transport

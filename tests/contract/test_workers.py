@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
 from typing import Any
 
@@ -497,3 +498,10 @@ async def test_a_cast_that_fails_is_logged_since_nobody_is_told(
     with pytest.raises(RPCError):
         await caller.call(method, *arguments)
     assert len([record for record in caplog.records if record.name == "aiorpcq.worker"]) == 1
+
+
+async def test_statistics_can_be_sent_to_another_process(client: ClientFactory, worker: WorkerFactory) -> None:
+    serving, caller = await worker(calculator()), await client()
+    await caller.call("add", 1, 2)
+    for counted in (serving.statistics(), caller.statistics()):
+        assert pickle.loads(pickle.dumps(counted)) == counted
