@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from aiorpcq import Client, Service, Worker, attempts, sending
+from aiorpcq import Client, Service, Worker, attempts, requests
 from aiorpcq.router import recovery
 from aiorpcq.transports.memory import memory_broker
 from tests.node import Node
@@ -66,7 +66,7 @@ def bystander(url: str, opened: AsyncExitStack) -> BystanderFactory:
 @pytest.fixture
 def patient_returns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have callers wait `PATIENCE` for a request that expired to come back: 0.1 s is too short for a busy machine."""
-    for module in (attempts, recovery, sending):
+    for module in (attempts, recovery, requests):
         monkeypatch.setattr(module, "RETURN_GRACE", PATIENCE)
 
 
