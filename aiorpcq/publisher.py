@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-from .codec import Codecs, JsonCodec
+from .codec import Codecs, EncodedBody, JsonCodec
 from .errors import CodecError, PayloadTooLarge, RemoteError, RPCError
 from .protocol.executions import Execution, ExecutionPhase, ExecutionTable
 from .protocol.failures import describe_error, describe_exception
@@ -22,16 +22,13 @@ from .publisherstatistics import PublisherStatistics
 from .states import FAILURE, REVOKED, SUCCESS
 from .transports.base import Link
 
-__all__ = ["EncodedState", "ResultPublisher"]
+__all__ = ["ResultPublisher"]
 
 logger = logging.getLogger("aiorpcq.worker")
 
 _SHORT_TEXT: Final = 64
 _json: Final = JsonCodec()
 _ESSENTIAL: Final = frozenset({"error", "maybe_executed", "message", "module", "type"})
-
-EncodedState = tuple[bytes, str, str | None]
-"""What `Codecs.encode` returns: data, content type, content encoding."""
 
 # Globals for the hot path: in Python 3.11 a member costs four times as much to look up on its class.
 _RUNNING: Final = ExecutionPhase.RUNNING
@@ -86,7 +83,7 @@ class ResultPublisher:
             self.unconfirmed,
         )
 
-    def prepare(self, execution: Execution, value: Any) -> EncodedState | None:
+    def prepare(self, execution: Execution, value: Any) -> EncodedBody | None:
         """Return *value* as `update` takes it; None where the caller asked for no states, or the task has ended.
 
         Raises:
@@ -97,7 +94,7 @@ class ResultPublisher:
             return self._encode(value)
         return None
 
-    def update(self, execution: Execution, name: str, body: EncodedState) -> None:
+    def update(self, execution: Execution, name: str, body: EncodedBody) -> None:
         """Publish a state that is not terminal, if the task has not ended since."""
         if execution.phase is _RUNNING:
             self._send_update(execution, name, body)
@@ -181,7 +178,7 @@ class ResultPublisher:
         """Publish the cached terminal state of an attempt that was delivered again."""
         self._publish(execution)
 
-    def _send_update(self, execution: Execution, name: str, body: EncodedState) -> None:
+    def _send_update(self, execution: Execution, name: str, body: EncodedBody) -> None:
         if self.link is None or execution.reply_to is None:
             return
         execution.sequence += 1
@@ -214,7 +211,7 @@ class ResultPublisher:
         kind, text = description.get("type", description["error"]), description["message"]
         logger.warning("method %s failed in a cast: %s: %.200s", execution.request.method, kind, text)
 
-    def _encode_failure(self, description: dict[str, Any]) -> EncodedState:
+    def _encode_failure(self, description: dict[str, Any]) -> EncodedBody:
         """Return *description* as it can be sent: whole, or what is essential, or that in JSON, which always can be."""
         essential = {
             name: value[:_SHORT_TEXT] if isinstance(value, str) else value
@@ -311,7 +308,7 @@ class ResultPublisher:
         self._table.end(execution)
         execution.delivery.ack()
 
-    def _encode(self, value: Any) -> EncodedState:
+    def _encode(self, value: Any) -> EncodedBody:
         encoded = self._codecs.encode(value)
         size = len(encoded[0])
         if size > self._max_size:  # the codecs may have been given a limit of their own

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from .codec import EncodedBody
 from .deadline import RETURN_GRACE, current_lineage
 from .errors import DeadlineExceeded, Overloaded
 from .options import CallOptions
@@ -14,10 +15,7 @@ from .router import ReplyRouter
 from .session import Route, Session
 from .transports.base import Link
 
-__all__ = ["EncodedBody", "check_room", "deadline_of", "new_call", "publish"]
-
-EncodedBody = tuple[bytes, str, str | None]
-"""What `Codecs.encode` returns: data, content type, content encoding."""
+__all__ = ["check_room", "deadline_of", "new_call", "publish"]
 
 _SENT: Final = Sending.SENT  # a global: in Python 3.11 a member costs four times as much to look up on its class
 

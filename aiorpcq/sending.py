@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from .codec import EncodedBody
 from .errors import ConnectionLost
 from .options import CallOptions
 from .protocol.calls import Call, Phase, Sending
-from .requests import EncodedBody, publish
+from .requests import publish
 from .router import ReplyRouter
 from .session import Route, Session
 from .states import PENDING

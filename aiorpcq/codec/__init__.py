@@ -3,9 +3,9 @@
 Only this package imports msgpack. Errors name types, sizes and limits, never a value.
 """
 
-from .base import Codec
+from .base import Codec, EncodedBody
 from .binary import MsgpackCodec
 from .codecs import Codecs
 from .text import JsonCodec
 
-__all__ = ["Codec", "Codecs", "JsonCodec", "MsgpackCodec"]
+__all__ = ["Codec", "Codecs", "EncodedBody", "JsonCodec", "MsgpackCodec"]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-__all__ = ["Codec"]
+__all__ = ["Codec", "EncodedBody"]
+
+EncodedBody = tuple[bytes, str, str | None]
+"""A value as it travels: data, content type, content encoding."""
 
 
 class Codec(Protocol):

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ..errors import CodecError, ContentDisallowed, PayloadTooLarge
 from ..limits import DEFAULT_MAX_SIZE, check_integer, check_max_size
-from .base import Codec
+from .base import Codec, EncodedBody
 from .binary import MsgpackCodec
 from .compression import COMPRESSIONS, Compression
 from .errors import decode_error, encode_error, too_large
@@ -82,7 +82,7 @@ class Codecs:
         if content_type == self._content_type:
             self._default = codec
 
-    def encode(self, value: Any) -> tuple[bytes, str, str | None]:
+    def encode(self, value: Any) -> EncodedBody:
         """Return the body, its content type and its content encoding.
 
         Raises:
@@ -129,7 +129,7 @@ class Codecs:
             raise ContentDisallowed(f"content type {content_type[:_SHOWN]!r} is not accepted")
         return codec
 
-    def _shrink(self, body: bytes) -> tuple[bytes, str, str | None]:
+    def _shrink(self, body: bytes) -> EncodedBody:
         smaller, encoding = body, None
         if self._compression is not None and len(body) > self._compress_above:
             if len(body) > self._max_decompressed:
