@@ -101,7 +101,7 @@ class ResultPublisher:
 
     def announce(self, execution: Execution, name: str, value: Any) -> None:
         """Publish one of the worker's own states without waiting."""
-        self._send_update(execution, name, self._codecs.encode(value))
+        self._send_update(execution, name, self._encode_own(value))
 
     def succeed(self, execution: Execution, value: Any) -> None:
         """Publish SUCCESS with *value*, or the failure to encode it."""
@@ -138,7 +138,7 @@ class ResultPublisher:
         """Publish REVOKED: the caller has cancelled the task, or is gone."""
         if execution.phase in _UNANSWERED:
             self._failed += 1
-            self._answer(execution, REVOKED, *self._codecs.encode(None))
+            self._answer(execution, REVOKED, *self._encode_own(None))
 
     def resend(self, terminal: StateMessage, reply_to: str) -> None:
         """Publish a cached terminal state to a caller that asks for it; it asks again where that is lost."""
@@ -218,12 +218,10 @@ class ResultPublisher:
             for name, value in description.items()
             if name in _ESSENTIAL
         }
-        for candidate in (description, essential):
-            try:
-                return self._encode(candidate)
-            except (CodecError, PayloadTooLarge):
-                continue
-        return _json.encode(essential), _json.content_type, None
+        try:
+            return self._encode(description)
+        except (CodecError, PayloadTooLarge):
+            return self._encode_own(essential)
 
     def _answer(
         self,
@@ -308,8 +306,20 @@ class ResultPublisher:
         self._table.end(execution)
         execution.delivery.ack()
 
+    def _encode_own(self, value: Any) -> EncodedBody:
+        """Return what the worker itself has to say, in JSON where the codec of a user's cannot carry it."""
+        try:
+            return self._encode(value)
+        except (CodecError, PayloadTooLarge):
+            return _json.encode(value), _json.content_type, None
+
     def _encode(self, value: Any) -> EncodedBody:
-        encoded = self._codecs.encode(value)
+        try:
+            encoded = self._codecs.encode(value)
+        except RPCError:
+            raise
+        except BaseException as error:  # a user's codec no more ends a run without an answer than a method does
+            raise CodecError(f"cannot encode the value: {type(error).__name__}") from error
         size = len(encoded[0])
         if size > self._max_size:  # the codecs may have been given a limit of their own
             raise PayloadTooLarge(f"body of {size} bytes, the limit max_size is {self._max_size}")
@@ -317,7 +327,7 @@ class ResultPublisher:
 
     def _can_encode(self, value: Any) -> bool:
         try:
-            self._codecs.encode(value)
-        except RPCError:
+            self._encode(value)
+        except (CodecError, PayloadTooLarge):
             return False
         return True

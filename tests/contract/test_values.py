@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -11,7 +13,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from aiorpcq import Codecs, ContentDisallowed, JsonCodec, MsgpackCodec, Service
+from aiorpcq import CodecError, Codecs, ContentDisallowed, JsonCodec, MsgpackCodec, Service, TaskRevoked
+from aiorpcq.states import RECEIVED, REVOKED, STARTED, SUCCESS
 
 from .parties import BystanderFactory, ClientFactory, WorkerFactory, calculator
 
@@ -168,6 +171,66 @@ class ReprCodec:
 async def test_users_codecs_carry_calls(client: ClientFactory, worker: WorkerFactory) -> None:
     await worker(calculator(), codecs=Codecs(ReprCodec()))
     assert await (await client(codecs=Codecs(ReprCodec()))).call("add", 1, b=2) == 3
+
+
+class NumberCodec(ReprCodec):
+    """Carries a call's arguments and numbers, and takes anything else badly."""
+
+    def encode(self, value: Any) -> bytes:
+        if isinstance(value, list | int):
+            return super().encode(value)
+        raise SystemExit if isinstance(value, str) else LookupError("no number")
+
+
+@pytest.mark.parametrize("value", [None, "text"])
+async def test_a_value_that_the_workers_codec_takes_badly_is_a_codec_error_once_the_method_ran(
+    client: ClientFactory, worker: WorkerFactory, value: object
+) -> None:
+    service = Service("numbers")
+    runs = []
+
+    @service.method
+    async def answer(number: int) -> object:
+        runs.append(number)
+        return value if number else number
+
+    await worker(service, codecs=Codecs(NumberCodec()))
+    caller = await client(codecs=Codecs(ReprCodec()))
+    with pytest.raises(CodecError, match="cannot encode the value") as caught:
+        await caller.call("numbers.answer", 1)
+    assert caught.value.maybe_executed
+    assert await caller.call("numbers.answer", 0) == 0
+    assert runs == [1, 0]
+
+
+async def test_what_a_worker_has_to_say_itself_comes_in_json_where_its_codec_cannot_carry_it(
+    client: ClientFactory, worker: WorkerFactory
+) -> None:
+    service = Service("numbers")
+
+    @service.method
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    @service.method
+    async def wait() -> None:
+        await asyncio.Event().wait()
+
+    await worker(service, codecs=Codecs(NumberCodec()))
+    caller = await client(codecs=Codecs(ReprCodec()))
+    states = [state async for state in (await caller.submit("numbers.add", 2, 3)).stream()]
+    assert [state.name for state in states] == [RECEIVED, STARTED, SUCCESS]
+    assert states[1].value["pid"] == os.getpid()
+    assert states[2].value == 5
+
+    task = await caller.submit("numbers.wait")
+    async for state in task.stream():
+        if state.name == STARTED:
+            await task.cancel()
+        elif state.name == REVOKED:
+            break
+    with pytest.raises(TaskRevoked):
+        await task
 
 
 @pytest.mark.parametrize("size", [4_000, 131_072, 1_000_000, 5_000_000])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from collections.abc import Callable
 
 from aiorpcq.protocol.calls import Call
@@ -11,17 +10,15 @@ from aiorpcq.protocol.calls import Call
 __all__ = ["watch_references"]
 
 
-class _Owner:
-    """Whose call it is: the call alone refers to it, and, unlike a compiled call, it can be weakly referenced."""
-
-
 def watch_references(call: Call) -> Callable[[], bool]:
-    """Return what tells whether anything refers to *call* still, once the caller's own reference is gone."""
-    owner = call.owner = _Owner()
-    reference = weakref.ref(owner)
+    """Return what tells whether anything refers to *call* still, once the caller's own reference is gone.
+
+    It looks for the call among all objects: a compiled one cannot be weakly referenced.
+    """
+    task_id = call.task_id
 
     def is_referenced() -> bool:
         gc.collect()
-        return reference() is not None
+        return any(isinstance(found, Call) and found.task_id == task_id for found in gc.get_objects())
 
     return is_referenced
