@@ -16,7 +16,7 @@ _STATE_NAME_LIMIT: Final = 255
 
 
 class StateSink(Protocol):
-    """Where a context sends its states: the worker's publisher."""
+    """Where a context sends its states: the worker's publisher, by way of `ExecutionStates`."""
 
     async def update(self, name: str, value: Any) -> None:
         """Publish a state that is not terminal."""

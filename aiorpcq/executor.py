@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from .callerwatch import CallerWatch
 from .codec import Codecs
+from .codec.errors import decode_error
 from .context import Context
 from .deadline import CLOCK_TOLERANCE, Lineage, current_lineage
 from .errors import (
@@ -30,12 +31,12 @@ from .method import Method
 from .methodthreads import MethodThreads
 from .places import Places, RunOptions
 from .protocol.control import Cancel
-from .protocol.deliveries import Suspects
 from .protocol.executions import EndedAttempt, Execution, ExecutionPhase, ExecutionTable
 from .protocol.failures import text_of
 from .protocol.messages import Request
 from .protocol.retries import run_delay
 from .publisher import ResultPublisher
+from .quarantine import Quarantine
 from .republisher import Republisher
 from .retry import Busy
 from .states import RECEIVED, RETRY, STARTED
@@ -46,10 +47,6 @@ logger = logging.getLogger("aiorpcq.worker")
 
 _POSTPONEMENT: Final = 0.5
 """Seconds that a request waits in the broker while another runs that it may not run beside."""
-
-_ALONE_PAUSE: Final = 0.1
-"""Seconds before a request runs that may not run beside others that have lost a run: those that came with it are on
-their way back meanwhile. What is still in the worker's hands when it dies is taken for one more lost run."""
 
 _OWN_PACKAGES: Final = frozenset({__name__.partition(".")[0], "anyio", "asyncio"})
 """Whose frames at the top of a traceback tell the caller nothing."""
@@ -82,7 +79,7 @@ class Executor:
         self._delivery = options.delivery
         self.callers = CallerWatch(options.worker_id, loop, options.caller_gone_grace, self.stop)
         self._threads = MethodThreads(options.threads, loop)
-        self._suspects = Suspects()
+        self._quarantine = Quarantine(republisher)
         self._random = Random()
         self._identity = {"pid": os.getpid(), "hostname": socket.gethostname()}
         self._timer: asyncio.TimerHandle | None = None
@@ -157,18 +154,17 @@ class Executor:
             self._schedule(now)
         if places.free > 0:
             self._start(places, execution, method)
+        elif execution.losses:  # while it waited it could be lost with what runs here
+            self._postpone(places, execution)
         else:
             places.wait(execution, method)
 
     def _start(self, places: Places, execution: Execution, method: Method) -> None:
         if execution.losses:
-            if not self._suspects.admits(execution.losses):
-                self._table.abandon(execution)
-                full = Overloaded("the request cannot wait for others that lost a run", maybe_executed=True)
-                refused = partial(self._publisher.reject, execution, full)
-                self._republisher.postpone(places.service, execution, _POSTPONEMENT, refused)
+            if not self._quarantine.admits(execution.losses):
+                self._postpone(places, execution)
                 return
-            run = self._execute_alone if self._suspects.start(execution.losses) else self._execute
+            run = self._execute_alone if self._quarantine.start(execution.losses) else self._execute
         else:
             run = self._execute
         places.free -= 1
@@ -177,12 +173,18 @@ class Executor:
         if not task.done():  # where the loop's tasks start eagerly it may have ended already
             self.tasks.add(task)
 
+    def _postpone(self, places: Places, execution: Execution) -> None:
+        self._table.abandon(execution)
+        full = Overloaded("the request cannot wait for others that lost a run", maybe_executed=True)
+        refused = partial(self._publisher.reject, execution, full)
+        self._republisher.postpone(places.service, execution, _POSTPONEMENT, refused)
+
     def _end(self, places: Places, execution: Execution) -> None:
         """Give the place of a run to the next that waits."""
         self.tasks.discard(execution.task)
         places.free += 1
         if execution.losses:
-            self._suspects.end()
+            self._quarantine.end()
         while places.waiting and places.free > 0:
             waiting, method = places.waiting.popleft()
             if waiting.phase is ExecutionPhase.RUNNING:  # its deadline may have passed, or the worker drains
@@ -193,8 +195,8 @@ class Executor:
             execution.delivery.nack(requeue=False)
 
     async def _execute_alone(self, places: Places, execution: Execution, method: Method) -> None:
-        """Let go first what was delivered beside a request that may end this process as soon as it runs."""
-        await asyncio.sleep(_ALONE_PAUSE)
+        """Let go first what else has lost a run: this one may end the process as soon as it begins."""
+        await self._quarantine.isolate(places.service)
         await self._execute(places, execution, method)
 
     async def _execute(self, places: Places, execution: Execution, method: Method) -> None:
@@ -296,10 +298,18 @@ class Executor:
     def _bind(self, execution: Execution, method: Method) -> tuple[list[Any], dict[str, Any]]:
         request = execution.request
         try:
-            decoded = self._codecs.decode(request.body, request.content_type, request.content_encoding)
+            decoded = self._decode(request)
             return method.bind(decoded, partial(self._context, execution) if method.wants_context else None)
         except RPCError as error:
             raise _Refused(error) from error
+
+    def _decode(self, request: Request) -> Any:
+        try:
+            return self._codecs.decode(request.body, request.content_type, request.content_encoding)
+        except RPCError:
+            raise
+        except BaseException as error:  # whatever a user's codec raises: the method was not run
+            raise decode_error(error) from error
 
     def _context(self, execution: Execution) -> Context:
         request: Request = execution.request

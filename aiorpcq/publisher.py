@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from .codec import Codecs, EncodedBody, JsonCodec
+from .codec.errors import refuse_encoding
 from .errors import CodecError, PayloadTooLarge, RemoteError, RPCError
 from .protocol.executions import Execution, ExecutionPhase, ExecutionTable
 from .protocol.failures import describe_error, describe_exception
@@ -213,15 +214,11 @@ class ResultPublisher:
 
     def _encode_failure(self, description: dict[str, Any]) -> EncodedBody:
         """Return *description* as it can be sent: whole, or what is essential, or that in JSON, which always can be."""
-        essential = {
-            name: value[:_SHORT_TEXT] if isinstance(value, str) else value
-            for name, value in description.items()
-            if name in _ESSENTIAL
-        }
         try:
             return self._encode(description)
         except (CodecError, PayloadTooLarge):
-            return self._encode_own(essential)
+            essential = {name: value for name, value in description.items() if name in _ESSENTIAL}
+            return self._encode_own(_shortened(essential))
 
     def _answer(
         self,
@@ -307,19 +304,19 @@ class ResultPublisher:
         execution.delivery.ack()
 
     def _encode_own(self, value: Any) -> EncodedBody:
-        """Return what the worker itself has to say, in JSON where the codec of a user's cannot carry it."""
+        """Return what the worker itself has to say, shortened and in JSON where it cannot be sent as it is."""
         try:
             return self._encode(value)
         except (CodecError, PayloadTooLarge):
-            return _json.encode(value), _json.content_type, None
+            return _json.encode(_shortened(value)), _json.content_type, None
 
     def _encode(self, value: Any) -> EncodedBody:
         try:
             encoded = self._codecs.encode(value)
-        except RPCError:
+        except (CodecError, PayloadTooLarge):
             raise
         except BaseException as error:  # a user's codec no more ends a run without an answer than a method does
-            raise CodecError(f"cannot encode the value: {type(error).__name__}") from error
+            refuse_encoding(error)
         size = len(encoded[0])
         if size > self._max_size:  # the codecs may have been given a limit of their own
             raise PayloadTooLarge(f"body of {size} bytes, the limit max_size is {self._max_size}")
@@ -331,3 +328,10 @@ class ResultPublisher:
         except (CodecError, PayloadTooLarge):
             return False
         return True
+
+
+def _shortened(value: Any) -> Any:
+    """Return *value* with what is long in it cut: the smallest `max_size` takes that."""
+    if not isinstance(value, dict):
+        return value
+    return {name: part[:_SHORT_TEXT] if isinstance(part, str) else part for name, part in value.items()}

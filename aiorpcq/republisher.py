@@ -75,6 +75,8 @@ class Republisher:
         self._declared: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.pending = 0
+        self._sent = 0
+        self._idle = asyncio.Event()
         self._handed_back = self._counted = self._retried = self._buried = self._failed = 0
 
     @property
@@ -158,6 +160,23 @@ class Republisher:
         )
         self._publish_declared(_Return(execution, letter, (queue,), then, then, otherwise))
 
+    async def flush(self, service: str) -> None:
+        """Return once the broker has everything that goes back to it, and has read that its deliveries are settled.
+
+        It answers a question about the service's queue that is sent behind them, while nothing more goes back.
+
+        Raises:
+            RPCError: it does not answer.
+        """
+        sent = -1
+        while self.pending or sent != self._sent:
+            while self.pending:
+                self._idle.clear()
+                await self._idle.wait()
+            sent = self._sent
+            if self._link is not None:
+                await self._link.inspect(self._names.service_queue(service).name)
+
     async def close(self) -> None:
         """End what still waits for a declaration."""
         for task in self._tasks:
@@ -204,7 +223,7 @@ class Republisher:
         if way.target in self._declared:
             self._send(way)
             return
-        self.pending += 1
+        self._begin()
         task = self._loop.create_task(self._declare_and_send(way))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -273,16 +292,21 @@ class Republisher:
             logger.error("task %s cannot be published again: %s", way.execution.task_id, error)  # noqa: TRY400
             self._give_up(way)
         else:
-            self.pending += 1
+            self._begin()
 
     def _give_up(self, way: _Return) -> None:
         """Do without: what it is to go to cannot be declared. To have it delivered here again would be for ever."""
         self._failed += 1
         way.failed()
 
+    def _begin(self) -> None:
+        self.pending += 1
+        self._sent += 1
+
     def _settle(self) -> None:
         self.pending -= 1
         if not self.pending:
+            self._idle.set()
             self._on_idle()
 
 

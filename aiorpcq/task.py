@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Final, Literal, Self, get_args
 
 from .deadline import check_timeout
 from .errors import (
@@ -23,7 +23,7 @@ from .protocol.failures import rebuild_error
 from .protocol.messages import StateMessage
 from .router import ReplyRouter
 from .session import Session
-from .states import FAILURE, REVOKED, SUCCESS, is_terminal
+from .states import FAILURE, RECEIVED, REVOKED, SUCCESS, is_terminal
 
 __all__ = [
     "Overflow",
@@ -37,6 +37,9 @@ __all__ = [
     "unfollow",
     "value_of",
 ]
+
+_WITHOUT_VALUE: Final = frozenset({RECEIVED, REVOKED})
+"""States whose bodies say nothing, and need not be of a content type that is accepted here."""
 
 Overflow = Literal["fast_forward", "error"]
 """What a reader gets that fell behind by more states than are kept: the oldest kept, or `BacklogLimitExceeded`."""
@@ -183,7 +186,7 @@ def value_of(session: Session, call: Call) -> Any:
         if call.error is not None:
             raise call.error.with_traceback(None)  # it may be raised for many waiters
         raise UnknownTask("the task was forgotten", task_id=call.task_id)
-    value = _decode(session, terminal)
+    value = _value_in(session, terminal)
     if terminal.name == SUCCESS:
         return value
     raise _error_of(session, terminal, value)
@@ -314,13 +317,15 @@ async def next_change(call: Call) -> None:
 
 
 def _state_of(session: Session, message: StateMessage) -> State:
-    value = _decode(session, message)
+    value = _value_in(session, message)
     if message.name in (FAILURE, REVOKED):
         value = _error_of(session, message, value)
     return State(message.name, value, message.task_id, message.attempt, message.sequence, message.worker_id)
 
 
-def _decode(session: Session, message: StateMessage) -> Any:
+def _value_in(session: Session, message: StateMessage) -> Any:
+    if message.name in _WITHOUT_VALUE:
+        return None
     try:
         return session.codecs.decode(message.body, message.content_type, message.content_encoding)
     except RPCError as error:

@@ -167,7 +167,7 @@ async def test_a_run_that_had_begun_goes_back_as_its_next_attempt() -> None:
         await begun.wait()
         await made.stop()
         assert (delivery.settled, await made.histories(1)) == (["ack"], [(2, 0)])
-        assert made.executor._suspects.running == 0
+        assert made.executor._quarantine.running == 0
 
 
 async def test_a_run_that_waited_for_a_thread_goes_back_as_one_that_was_not_begun() -> None:
@@ -406,3 +406,66 @@ async def test_what_runs_alone_begins_once_its_neighbours_are_on_their_way_back(
             made.deliver(str(number), history=History(losses=3, republished=True))
         await asyncio.gather(*made.executor.tasks)
         assert seen == [(_CONCURRENCY - 1, 0)]
+
+
+@pytest.mark.usefixtures("skipped_time")
+async def test_what_runs_alone_waits_until_the_broker_has_its_neighbours() -> None:
+    """However long that takes: what is still in this worker's hands when the run kills it has lost a run too."""
+    service, settled = Service(), list[list[str]]()
+
+    @service.method
+    async def run() -> None:
+        settled.extend(neighbour.settled for neighbour in neighbours)
+
+    async with bench(service) as made:
+        made.broker.block()
+        made.deliver("t", history=History(losses=3, republished=True))
+        neighbours = [made.deliver(name, history=History(losses=3, republished=True)) for name in ("a", "b")]
+        await asyncio.sleep(1.0)
+        assert (settled, made.executor._quarantine.running) == ([], 1)
+        late = made.deliver("late", history=History(losses=1, republished=True))
+        neighbours.append(late)
+        made.broker.unblock()
+        await asyncio.gather(*made.executor.tasks)
+        assert settled == [["ack"]] * 3
+
+
+@pytest.mark.usefixtures("skipped_time")
+async def test_what_runs_alone_begins_in_the_end_where_the_broker_does_not_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service, begun = Service(), asyncio.Event()
+
+    @service.method
+    async def run() -> None:
+        begun.set()
+
+    async with bench(service) as made:
+        made.broker.block()
+        made.deliver("t", history=History(losses=3, republished=True))
+        made.deliver("neighbour", history=History(losses=3, republished=True))
+        await begun.wait()
+        assert "starts with others still in hand: no answer" in caplog.text
+        made.broker.unblock()
+        await made.settle()
+
+
+async def test_what_has_lost_a_run_waits_for_a_place_at_the_broker() -> None:
+    service, gate = Service(), asyncio.Event()
+
+    @service.method
+    async def run() -> None:
+        await gate.wait()
+
+    async with bench(service) as made:
+        for number in range(_CONCURRENCY):
+            made.deliver(str(number))
+        suspect = made.deliver("suspect", history=History(losses=1, republished=True))
+        innocent = made.deliver("innocent")
+        await made.settle()
+        assert (suspect.settled, innocent.settled, len(made.places.waiting)) == (["ack"], [], 1)
+        gate.set()
+        while made.executor.tasks:
+            await asyncio.gather(*made.executor.tasks)
+        await made.settle()
+        assert innocent.settled == ["ack"]

@@ -13,8 +13,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from aiorpcq import CodecError, Codecs, ContentDisallowed, JsonCodec, MsgpackCodec, Service, TaskRevoked
-from aiorpcq.states import RECEIVED, REVOKED, STARTED, SUCCESS
+from aiorpcq import CodecError, Codecs, ContentDisallowed, JsonCodec, MsgpackCodec, RetryPolicy, Service, TaskRevoked
+from aiorpcq.states import RECEIVED, RETRY, REVOKED, STARTED, SUCCESS
 
 from .parties import BystanderFactory, ClientFactory, WorkerFactory, calculator
 
@@ -223,6 +223,14 @@ async def test_what_a_worker_has_to_say_itself_comes_in_json_where_its_codec_can
     assert states[1].value["pid"] == os.getpid()
     assert states[2].value == 5
 
+    strict = await client(codecs=Codecs(ReprCodec(), accept=[ReprCodec()]))
+    task = await strict.submit("numbers.wait")
+    with pytest.raises(ContentDisallowed):
+        [state async for state in task.stream() if state.name == STARTED]
+    await task.cancel()
+    with pytest.raises(TaskRevoked):
+        await task
+
     task = await caller.submit("numbers.wait")
     async for state in task.stream():
         if state.name == STARTED:
@@ -231,6 +239,44 @@ async def test_what_a_worker_has_to_say_itself_comes_in_json_where_its_codec_can
             break
     with pytest.raises(TaskRevoked):
         await task
+
+
+@pytest.mark.parametrize("where", ["worker", "codecs"])
+async def test_a_long_reason_for_another_run_is_cut_to_what_may_be_sent(
+    client: ClientFactory, worker: WorkerFactory, where: str
+) -> None:
+    service, runs = Service(), list[int]()
+
+    @service.method(retry=RetryPolicy(on=(OSError,), attempts=2, backoff=0, jitter="none"))
+    async def answer() -> int:
+        runs.append(1)
+        if len(runs) == 1:
+            raise OSError("x" * 10_000)
+        return len(runs)
+
+    limit: dict[str, Any] = {"max_size": 2048} if where == "worker" else {"codecs": Codecs(max_size=2048)}
+    await worker(service, **limit)
+    task = await (await client(**limit)).submit("answer")
+    states = {state.name: state async for state in task.stream()}
+    assert states[RETRY].value["reason"] == "x" * 64
+    assert (await task, runs) == (2, [1, 1])
+
+
+class StubbornCodec(ReprCodec):
+    """Leaves where it should read."""
+
+    def decode(self, body: bytes) -> Any:
+        raise SystemExit
+
+
+async def test_a_body_that_the_workers_codec_cannot_read_is_a_codec_error_and_nothing_was_run(
+    client: ClientFactory, worker: WorkerFactory
+) -> None:
+    await worker(calculator(), codecs=Codecs(StubbornCodec()))
+    caller = await client(codecs=Codecs(ReprCodec()))
+    with pytest.raises(CodecError, match="cannot decode") as caught:
+        await caller.call("add", 1, 2)
+    assert not caught.value.maybe_executed
 
 
 @pytest.mark.parametrize("size", [4_000, 131_072, 1_000_000, 5_000_000])

@@ -19,6 +19,6 @@ def watch_references(call: Call) -> Callable[[], bool]:
 
     def is_referenced() -> bool:
         gc.collect()
-        return any(isinstance(found, Call) and found.task_id == task_id for found in gc.get_objects())
+        return any(type(found) is Call and found.task_id == task_id for found in gc.get_objects())
 
     return is_referenced
