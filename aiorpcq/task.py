@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from .deadline import check_timeout
 from .errors import (
@@ -23,7 +23,7 @@ from .protocol.failures import rebuild_error
 from .protocol.messages import StateMessage
 from .router import ReplyRouter
 from .session import Session
-from .states import FAILURE, RECEIVED, REVOKED, SUCCESS, is_terminal
+from .states import FAILURE, REVOKED, SUCCESS, is_terminal
 
 __all__ = [
     "Overflow",
@@ -37,9 +37,6 @@ __all__ = [
     "unfollow",
     "value_of",
 ]
-
-_WITHOUT_VALUE: Final = frozenset({RECEIVED, REVOKED})
-"""States whose bodies say nothing, and need not be of a content type that is accepted here."""
 
 Overflow = Literal["fast_forward", "error"]
 """What a reader gets that fell behind by more states than are kept: the oldest kept, or `BacklogLimitExceeded`."""
@@ -324,8 +321,8 @@ def _state_of(session: Session, message: StateMessage) -> State:
 
 
 def _value_in(session: Session, message: StateMessage) -> Any:
-    if message.name in _WITHOUT_VALUE:
-        return None
+    if message.name == REVOKED:
+        return None  # the name says it all, and the body may be of a content type that is not accepted here
     try:
         return session.codecs.decode(message.body, message.content_type, message.content_encoding)
     except RPCError as error:
