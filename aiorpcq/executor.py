@@ -99,6 +99,7 @@ class Executor:
         What waits for a place or a thread goes back to its queue, and so does what is still delivered.
         """
         self.draining = True
+        self._quarantine.release()
         for execution in list(self._table.running.values()):
             if execution.phase is _RUNNING and self._threads.withdraw(execution):
                 execution.phase = ExecutionPhase.STOPPING
@@ -140,6 +141,8 @@ class Executor:
         if execution.begun:
             execution.begun = not self._threads.withdraw(execution)
             execution.task.cancel()
+        else:
+            self._quarantine.release(execution)
 
     def close(self) -> None:
         """Stop the timers; to be called when nothing runs any more."""
@@ -154,8 +157,8 @@ class Executor:
             self._schedule(now)
         if places.free > 0:
             self._start(places, execution, method)
-        elif execution.losses:  # while it waited it could be lost with what runs here
-            self._postpone(places, execution)
+        elif execution.losses and not self._quarantine.admits(execution.losses):
+            self._postpone(places, execution)  # while it waited it could be lost with what runs alone
         else:
             places.wait(execution, method)
 
@@ -196,7 +199,10 @@ class Executor:
 
     async def _execute_alone(self, places: Places, execution: Execution, method: Method) -> None:
         """Let go first what else has lost a run: this one may end the process as soon as it begins."""
-        await self._quarantine.isolate(places.service)
+        if execution.phase is _RUNNING and not self.draining:
+            await self._quarantine.isolate(execution, places.service)
+        if execution.phase is _RUNNING and self.draining:
+            execution.phase = ExecutionPhase.STOPPING
         await self._execute(places, execution, method)
 
     async def _execute(self, places: Places, execution: Execution, method: Method) -> None:

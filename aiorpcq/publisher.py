@@ -218,7 +218,7 @@ class ResultPublisher:
             return self._encode(description)
         except (CodecError, PayloadTooLarge):
             essential = {name: value for name, value in description.items() if name in _ESSENTIAL}
-            return self._encode_own(_shortened(essential))
+            return self._encode_own(essential)
 
     def _answer(
         self,
@@ -304,11 +304,14 @@ class ResultPublisher:
         execution.delivery.ack()
 
     def _encode_own(self, value: Any) -> EncodedBody:
-        """Return what the worker itself has to say, shortened and in JSON where it cannot be sent as it is."""
-        try:
-            return self._encode(value)
-        except (CodecError, PayloadTooLarge):
-            return _json.encode(_shortened(value)), _json.content_type, None
+        """Return what the worker itself has to say: as it is, or shortened, or that in JSON, which always can be."""
+        shortened = _shortened(value)
+        for candidate in (value, shortened):
+            try:
+                return self._encode(candidate)
+            except (CodecError, PayloadTooLarge):
+                continue
+        return _json.encode(shortened), _json.content_type, None
 
     def _encode(self, value: Any) -> EncodedBody:
         try:

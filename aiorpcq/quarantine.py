@@ -12,6 +12,7 @@ from typing import Final
 
 from .errors import RPCError
 from .protocol.deliveries import Suspects
+from .protocol.executions import Execution
 from .republisher import Republisher
 
 __all__ = ["Quarantine"]
@@ -21,7 +22,7 @@ logger = logging.getLogger("aiorpcq.worker")
 _PAUSE: Final = 0.1
 """Seconds before a request runs alone: what came back with it from the same delay queue is delivered meanwhile."""
 
-_PATIENCE: Final = 5.0
+_PATIENCE: Final = 2.0
 """Seconds within which the broker is to have what is given back; then the run starts without."""
 
 
@@ -31,6 +32,8 @@ class Quarantine:
     def __init__(self, republisher: Republisher) -> None:
         self._republisher = republisher
         self._suspects = Suspects()
+        self._isolated: Execution | None = None
+        self._timeout: asyncio.Timeout | None = None
 
     @property
     def running(self) -> int:
@@ -49,17 +52,25 @@ class Quarantine:
         """Count one that has ended."""
         self._suspects.end()
 
-    async def isolate(self, service: str) -> None:
-        """Return once the broker has everything else that was delivered here and has lost a run.
+    async def isolate(self, execution: Execution, service: str) -> None:
+        """Return once the broker has back what was delivered here beside *execution* and has lost a run.
 
-        Where that takes more than five seconds, or the connection is lost, the run starts all the same. What is
-        delivered in the moment of the start can still be lost with it.
+        Where that takes more than two seconds, or the connection is lost, it returns all the same; at once where
+        `release` is called.
         """
-        await asyncio.sleep(_PAUSE)
+        self._isolated = execution
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_PAUSE + _PATIENCE) as self._timeout:
+                await asyncio.sleep(_PAUSE)
                 await self._republisher.flush(service)
         except (RPCError, TimeoutError) as error:
-            logger.warning(
-                "a request that has lost runs starts with others still in hand: %s", str(error) or "no answer"
-            )
+            if self._isolated is not None:
+                logger.warning("a run begins with others in hand that have lost one: %s", str(error) or "no answer")
+        finally:
+            self._isolated = self._timeout = None
+
+    def release(self, execution: Execution | None = None) -> None:
+        """End the wait in `isolate`: of *execution*, or whosever it is."""
+        if self._timeout is not None and (execution is None or execution is self._isolated):
+            self._isolated = None
+            self._timeout.reschedule(0.0)

@@ -75,8 +75,8 @@ class Republisher:
         self._declared: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.pending = 0
-        self._sent = 0
-        self._idle = asyncio.Event()
+        self._suspects = self._suspects_sent = 0  # those pending that have lost a run, and all of that kind so far
+        self._suspects_settled = asyncio.Event()
         self._handed_back = self._counted = self._retried = self._buried = self._failed = 0
 
     @property
@@ -161,19 +161,19 @@ class Republisher:
         self._publish_declared(_Return(execution, letter, (queue,), then, then, otherwise))
 
     async def flush(self, service: str) -> None:
-        """Return once the broker has everything that goes back to it, and has read that its deliveries are settled.
+        """Return once the broker has back what has lost a run, and has read that those deliveries are settled.
 
-        It answers a question about the service's queue that is sent behind them, while nothing more goes back.
+        It answers a question about the service's queue that is sent behind them, while none more goes back.
 
         Raises:
             RPCError: it does not answer.
         """
         sent = -1
-        while self.pending or sent != self._sent:
-            while self.pending:
-                self._idle.clear()
-                await self._idle.wait()
-            sent = self._sent
+        while sent != self._suspects_sent:
+            while self._suspects:
+                self._suspects_settled.clear()
+                await self._suspects_settled.wait()
+            sent = self._suspects_sent
             if self._link is not None:
                 await self._link.inspect(self._names.service_queue(service).name)
 
@@ -223,7 +223,7 @@ class Republisher:
         if way.target in self._declared:
             self._send(way)
             return
-        self._begin()
+        self._begin(way)
         task = self._loop.create_task(self._declare_and_send(way))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -246,7 +246,7 @@ class Republisher:
         else:
             self._send(way)
         finally:
-            self._settle()
+            self._settle(way)
 
     def _publish(
         self,
@@ -279,7 +279,7 @@ class Republisher:
                 way.refused()
             else:
                 self._give_up(way)
-            self._settle()
+            self._settle(way)
 
         link = self._link
         if link is None:
@@ -292,21 +292,26 @@ class Republisher:
             logger.error("task %s cannot be published again: %s", way.execution.task_id, error)  # noqa: TRY400
             self._give_up(way)
         else:
-            self._begin()
+            self._begin(way)
 
     def _give_up(self, way: _Return) -> None:
         """Do without: what it is to go to cannot be declared. To have it delivered here again would be for ever."""
         self._failed += 1
         way.failed()
 
-    def _begin(self) -> None:
+    def _begin(self, way: _Return) -> None:
         self.pending += 1
-        self._sent += 1
+        if way.execution.losses:
+            self._suspects += 1
+            self._suspects_sent += 1
 
-    def _settle(self) -> None:
+    def _settle(self, way: _Return) -> None:
         self.pending -= 1
+        if way.execution.losses:
+            self._suspects -= 1
+            if not self._suspects:
+                self._suspects_settled.set()
         if not self.pending:
-            self._idle.set()
             self._on_idle()
 
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from aiorpcq import CacheLimits, Codecs, Context, Service
+from aiorpcq import CacheLimits, Codecs, Context, Retry, Service
 from aiorpcq.executor import Executor
 from aiorpcq.intake import Intake
 from aiorpcq.places import Places, RunOptions
@@ -445,12 +445,33 @@ async def test_what_runs_alone_begins_in_the_end_where_the_broker_does_not_answe
         made.deliver("t", history=History(losses=3, republished=True))
         made.deliver("neighbour", history=History(losses=3, republished=True))
         await begun.wait()
-        assert "starts with others still in hand: no answer" in caplog.text
+        assert "a run begins with others in hand that have lost one: no answer" in caplog.text
         made.broker.unblock()
         await made.settle()
 
 
-async def test_what_has_lost_a_run_waits_for_a_place_at_the_broker() -> None:
+@pytest.mark.parametrize("losses", [1, 2])
+async def test_what_has_lost_a_run_waits_for_a_place_as_others_do(losses: int) -> None:
+    service, gate, order = Service(), asyncio.Event(), list[str]()
+
+    @service.method
+    async def run(ctx: Context) -> None:
+        order.append(ctx.task_id)
+        await gate.wait()
+
+    async with bench(service) as made:
+        names = [*map(str, range(_CONCURRENCY)), "suspect", "innocent"]
+        for name in names:
+            made.deliver(name, history=History(losses=losses) if name == "suspect" else None)
+        assert [execution.task_id for execution, _ in made.places.waiting] == ["suspect", "innocent"]
+        gate.set()
+        while made.executor.tasks:
+            await asyncio.gather(*made.executor.tasks)
+        await made.settle()
+        assert (sorted(order), made.back.empty()) == (sorted(names), True)
+
+
+async def test_what_has_lost_a_run_does_not_wait_for_a_place_while_another_runs_alone() -> None:
     service, gate = Service(), asyncio.Event()
 
     @service.method
@@ -458,14 +479,76 @@ async def test_what_has_lost_a_run_waits_for_a_place_at_the_broker() -> None:
         await gate.wait()
 
     async with bench(service) as made:
-        for number in range(_CONCURRENCY):
+        made.deliver("alone", history=History(losses=2))
+        for number in range(_CONCURRENCY - 1):
             made.deliver(str(number))
-        suspect = made.deliver("suspect", history=History(losses=1, republished=True))
-        innocent = made.deliver("innocent")
+        suspect = made.deliver("suspect", history=History(losses=1))
         await made.settle()
-        assert (suspect.settled, innocent.settled, len(made.places.waiting)) == (["ack"], [], 1)
+        assert (suspect.settled, len(made.places.waiting)) == (["ack"], 0)
         gate.set()
-        while made.executor.tasks:
-            await asyncio.gather(*made.executor.tasks)
+        await asyncio.gather(*made.executor.tasks)
+
+
+@pytest.mark.usefixtures("skipped_time")
+async def test_what_goes_back_for_another_reason_holds_up_no_run_alone() -> None:
+    service, begun = Service(), asyncio.Event()
+
+    @service.method
+    async def run() -> None:
+        begun.set()
+
+    @service.method
+    async def again() -> None:
+        raise Retry(delay=0)
+
+    async with bench(service) as made:
+        made.broker.block()
+        made.deliver("retried", method="again")
+        made.deliver("alone", history=History(losses=2))
+        await asyncio.sleep(0.2)
+        assert begun.is_set()
+        assert made.republisher.pending == 1
+        made.broker.unblock()
         await made.settle()
-        assert innocent.settled == ["ack"]
+
+
+@pytest.mark.parametrize("end", ["cancel", "drain", "deadline"])
+async def test_a_run_alone_that_is_not_to_begin_any_more_waits_for_nobody(end: str) -> None:
+    service = Service()
+
+    @service.method
+    async def run() -> None:
+        raise AssertionError
+
+    async with bench(service) as made:
+        made.broker.block()
+        expiration = 0.01 if end == "deadline" else None
+        alone = made.deliver("alone", history=History(losses=2, republished=True), expiration=expiration)
+        made.deliver("neighbour", history=History(losses=2))
+        await asyncio.sleep(0)  # the wait has begun
+        if end == "cancel":
+            made.executor.revoke(Cancel("alone", _REPLIES, "kill", 60.0))
+        elif end == "drain":
+            made.executor.drain([made.places])
+        async with asyncio.timeout(1.0):
+            await asyncio.gather(*made.executor.tasks)
+        assert (made.places.free, made.executor._quarantine.running) == (_CONCURRENCY, 0)
+        made.broker.unblock()
+        await made.settle()
+        assert alone.settled == ["ack"]
+        if end == "drain":
+            assert sorted(await made.histories(1)) == [(1, 2)]
+
+
+async def test_a_run_alone_begins_where_its_connection_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    service, begun = Service(), asyncio.Event()
+
+    @service.method
+    async def run() -> None:
+        begun.set()
+
+    async with bench(service) as made:
+        made.deliver("alone", history=History(losses=2))
+        made.broker.drop_links()
+        await begun.wait()
+        assert "a run begins with others in hand that have lost one" in caplog.text
