@@ -79,7 +79,8 @@ class Executor:
         self._delivery = options.delivery
         self.callers = CallerWatch(options.worker_id, loop, options.caller_gone_grace, self.stop)
         self._threads = MethodThreads(options.threads, loop)
-        self._quarantine = Quarantine(republisher)
+        self._quarantine = Quarantine(republisher, loop)
+        self._crowded: set[Places] = set()  # where requests have waited for a place
         self._random = Random()
         self._identity = {"pid": os.getpid(), "hostname": socket.gethostname()}
         self._timer: asyncio.TimerHandle | None = None
@@ -160,6 +161,7 @@ class Executor:
         elif execution.losses and not self._quarantine.admits(execution.losses):
             self._postpone(places, execution)  # while it waited it could be lost with what runs alone
         else:
+            self._crowded.add(places)
             places.wait(execution, method)
 
     def _start(self, places: Places, execution: Execution, method: Method) -> None:
@@ -167,7 +169,11 @@ class Executor:
             if not self._quarantine.admits(execution.losses):
                 self._postpone(places, execution)
                 return
-            run = self._execute_alone if self._quarantine.start(execution.losses) else self._execute
+            if self._quarantine.start(execution.losses):
+                run = self._execute_alone
+                self._postpone_waiting()
+            else:
+                run = self._execute
         else:
             run = self._execute
         places.free -= 1
@@ -181,6 +187,15 @@ class Executor:
         full = Overloaded("the request cannot wait for others that lost a run", maybe_executed=True)
         refused = partial(self._publisher.reject, execution, full)
         self._republisher.postpone(places.service, execution, _POSTPONEMENT, refused)
+
+    def _postpone_waiting(self) -> None:
+        for places in self._crowded:
+            waiting, places.waiting = places.waiting, type(places.waiting)()
+            for execution, method in waiting:
+                if not execution.losses:
+                    places.waiting.append((execution, method))
+                elif execution.phase is _RUNNING:
+                    self._postpone(places, execution)
 
     def _end(self, places: Places, execution: Execution) -> None:
         """Give the place of a run to the next that waits."""
@@ -198,9 +213,18 @@ class Executor:
             execution.delivery.nack(requeue=False)
 
     async def _execute_alone(self, places: Places, execution: Execution, method: Method) -> None:
-        """Let go first what else has lost a run: this one may end the process as soon as it begins."""
-        if execution.phase is _RUNNING and not self.draining:
-            await self._quarantine.isolate(execution, places.service)
+        """Let go first what else has lost a run: this one may end the process as soon as it begins.
+
+        Where the connection is lost meanwhile it begins all the same, as what runs goes on, to be adopted when it is
+        delivered again: given up here, that delivery would count as one more lost run.
+        """
+        try:
+            if execution.phase is _RUNNING and not self.draining:
+                await self._quarantine.isolate(execution, places.service)
+        except BaseException:
+            self._table.abandon(execution)
+            self._end(places, execution)
+            raise
         if execution.phase is _RUNNING and self.draining:
             execution.phase = ExecutionPhase.STOPPING
         await self._execute(places, execution, method)

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from typing import Final
 
-from .errors import RPCError
 from .protocol.deliveries import Suspects
 from .protocol.executions import Execution
 from .republisher import Republisher
@@ -29,11 +28,12 @@ _PATIENCE: Final = 2.0
 class Quarantine:
     """The suspects of one worker; what may not start is given back through *republisher*."""
 
-    def __init__(self, republisher: Republisher) -> None:
+    def __init__(self, republisher: Republisher, loop: asyncio.AbstractEventLoop) -> None:
         self._republisher = republisher
+        self._loop = loop
         self._suspects = Suspects()
         self._isolated: Execution | None = None
-        self._timeout: asyncio.Timeout | None = None
+        self._released: asyncio.Future[None] | None = None
 
     @property
     def running(self) -> int:
@@ -58,19 +58,25 @@ class Quarantine:
         Where that takes more than two seconds, or the connection is lost, it returns all the same; at once where
         `release` is called.
         """
+        released = self._released = self._loop.create_future()
         self._isolated = execution
+        flushing = self._loop.create_task(self._flush(service), name="aiorpcq isolation")
         try:
-            async with asyncio.timeout(_PAUSE + _PATIENCE) as self._timeout:
-                await asyncio.sleep(_PAUSE)
-                await self._republisher.flush(service)
-        except (RPCError, TimeoutError) as error:
-            if self._isolated is not None:
-                logger.warning("a run begins with others in hand that have lost one: %s", str(error) or "no answer")
+            await asyncio.wait((flushing, released), timeout=_PAUSE + _PATIENCE, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._isolated = self._timeout = None
+            self._isolated = self._released = None
+            flushing.cancel()
+            (failure,) = await asyncio.gather(flushing, return_exceptions=True)
+        if failure is not None and not released.done():
+            reason = "no answer" if isinstance(failure, asyncio.CancelledError) else failure
+            logger.warning("a run begins with others in hand that have lost one: %s", reason)
+
+    async def _flush(self, service: str) -> None:
+        await asyncio.sleep(_PAUSE)
+        await self._republisher.flush(service)
 
     def release(self, execution: Execution | None = None) -> None:
         """End the wait in `isolate`: of *execution*, or whosever it is."""
-        if self._timeout is not None and (execution is None or execution is self._isolated):
-            self._isolated = None
-            self._timeout.reschedule(0.0)
+        released = self._released
+        if released is not None and not released.done() and (execution is None or execution is self._isolated):
+            released.set_result(None)

@@ -525,9 +525,11 @@ async def test_a_run_alone_that_is_not_to_begin_any_more_waits_for_nobody(end: s
         expiration = 0.01 if end == "deadline" else None
         alone = made.deliver("alone", history=History(losses=2, republished=True), expiration=expiration)
         made.deliver("neighbour", history=History(losses=2))
-        await asyncio.sleep(0)  # the wait has begun
+        await asyncio.sleep(0)
+        assert made.executor._quarantine._released is not None  # the wait has begun
         if end == "cancel":
             made.executor.revoke(Cancel("alone", _REPLIES, "kill", 60.0))
+            made.executor.drain([made.places])
         elif end == "drain":
             made.executor.drain([made.places])
         async with asyncio.timeout(1.0):
@@ -537,18 +539,73 @@ async def test_a_run_alone_that_is_not_to_begin_any_more_waits_for_nobody(end: s
         await made.settle()
         assert alone.settled == ["ack"]
         if end == "drain":
-            assert sorted(await made.histories(1)) == [(1, 2)]
+            back = await made.back.get()
+            assert (back.properties.correlation_id, (back.properties.headers or {})["losses"]) == ("alone", 2)
+        else:
+            answer = await made.replies.get()
+            expected = "REVOKED" if end == "cancel" else "FAILURE"
+            assert (answer.properties.correlation_id, answer.properties.type) == ("alone", expected)
+        assert made.replies.empty()
 
 
-async def test_a_run_alone_begins_where_its_connection_is_lost(caplog: pytest.LogCaptureFixture) -> None:
-    service, begun = Service(), asyncio.Event()
+async def test_a_run_alone_whose_connection_is_lost_begins_and_is_adopted() -> None:
+    service, begun, gate = Service(), asyncio.Event(), asyncio.Event()
 
     @service.method
     async def run() -> None:
         begun.set()
+        await gate.wait()
+
+    async with bench(service) as made:
+        link = made.publisher.link
+        made.deliver("alone", history=History(losses=2))
+        await asyncio.sleep(0)
+        made.publisher.link = made.republisher.link = None
+        await begun.wait()
+        made.publisher.link = made.republisher.link = link
+        again = made.deliver("alone", history=History(losses=2), redelivered=True)
+        gate.set()
+        await asyncio.gather(*made.executor.tasks)
+        await made.settle()
+        assert (again.settled, made.table.adopted, made.back.empty()) == (["ack"], 1, True)
+
+
+async def test_what_ends_a_wait_for_a_run_alone_from_outside_leaves_its_place_free() -> None:
+    service = Service()
+
+    @service.method
+    async def run() -> None:
+        raise AssertionError
 
     async with bench(service) as made:
         made.deliver("alone", history=History(losses=2))
-        made.broker.drop_links()
-        await begun.wait()
-        assert "a run begins with others in hand that have lost one" in caplog.text
+        await asyncio.sleep(0)
+        tasks = list(made.executor.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert (made.places.free, made.executor._quarantine.running, made.table.running) == (_CONCURRENCY, 0, {})
+
+
+async def test_what_waits_for_a_place_and_has_lost_a_run_goes_back_before_another_runs_alone() -> None:
+    service, gate, settled = Service(), asyncio.Event(), list[list[str]]()
+
+    @service.method
+    async def run() -> None:
+        await gate.wait()
+
+    @service.method
+    async def kill() -> None:
+        settled.extend(neighbour.settled for neighbour in neighbours)
+
+    async with bench(service) as made:
+        for number in range(_CONCURRENCY):
+            made.deliver(str(number))
+        made.deliver("alone", method="kill", history=History(losses=2))
+        neighbours = [made.deliver(f"n{losses}", history=History(losses=losses)) for losses in (1, 2)]
+        made.deliver("innocent")
+        gate.set()
+        while made.executor.tasks:
+            await asyncio.gather(*made.executor.tasks)
+        assert settled == [["ack"], ["ack"]]
+        await made.settle()
