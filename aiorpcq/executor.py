@@ -165,17 +165,16 @@ class Executor:
             places.wait(execution, method)
 
     def _start(self, places: Places, execution: Execution, method: Method) -> None:
+        run = self._execute
         if execution.losses:
             if not self._quarantine.admits(execution.losses):
                 self._postpone(places, execution)
                 return
             if self._quarantine.start(execution.losses):
                 run = self._execute_alone
-                self._postpone_waiting()
-            else:
-                run = self._execute
-        else:
-            run = self._execute
+                for crowded in self._crowded:
+                    for suspect in crowded.withdraw_suspects():
+                        self._postpone(crowded, suspect)
         places.free -= 1
         self.started += 1
         task = execution.task = self._loop.create_task(run(places, execution, method))
@@ -187,15 +186,6 @@ class Executor:
         full = Overloaded("the request cannot wait for others that lost a run", maybe_executed=True)
         refused = partial(self._publisher.reject, execution, full)
         self._republisher.postpone(places.service, execution, _POSTPONEMENT, refused)
-
-    def _postpone_waiting(self) -> None:
-        for places in self._crowded:
-            waiting, places.waiting = places.waiting, type(places.waiting)()
-            for execution, method in waiting:
-                if not execution.losses:
-                    places.waiting.append((execution, method))
-                elif execution.phase is _RUNNING:
-                    self._postpone(places, execution)
 
     def _end(self, places: Places, execution: Execution) -> None:
         """Give the place of a run to the next that waits."""
@@ -328,18 +318,13 @@ class Executor:
     def _bind(self, execution: Execution, method: Method) -> tuple[list[Any], dict[str, Any]]:
         request = execution.request
         try:
-            decoded = self._decode(request)
+            decoded = self._codecs.decode(request.body, request.content_type, request.content_encoding)
+        except BaseException as error:  # whatever a user's codec raises: the method was not run
+            raise _Refused(error if isinstance(error, RPCError) else decode_error(error)) from error
+        try:
             return method.bind(decoded, partial(self._context, execution) if method.wants_context else None)
         except RPCError as error:
             raise _Refused(error) from error
-
-    def _decode(self, request: Request) -> Any:
-        try:
-            return self._codecs.decode(request.body, request.content_type, request.content_encoding)
-        except RPCError:
-            raise
-        except BaseException as error:  # whatever a user's codec raises: the method was not run
-            raise decode_error(error) from error
 
     def _context(self, execution: Execution) -> Context:
         request: Request = execution.request

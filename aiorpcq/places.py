@@ -53,3 +53,9 @@ class Places:
         if len(self.waiting) >= 2 * self._concurrency:
             self.waiting = deque(entry for entry in self.waiting if entry[0].phase is _RUNNING)
         self.waiting.append((execution, method))
+
+    def withdraw_suspects(self) -> list[Execution]:
+        """Have those wait no longer that have lost a run, and return them."""
+        waiting = self.waiting
+        self.waiting = deque(entry for entry in waiting if not entry[0].losses)
+        return [execution for execution, _ in waiting if execution.losses and execution.phase is _RUNNING]

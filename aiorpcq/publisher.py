@@ -305,13 +305,14 @@ class ResultPublisher:
 
     def _encode_own(self, value: Any) -> EncodedBody:
         """Return what the worker itself has to say: as it is, or shortened, or that in JSON, which always can be."""
-        shortened = _shortened(value)
-        for candidate in (value, shortened):
-            try:
-                return self._encode(candidate)
-            except (CodecError, PayloadTooLarge):
-                continue
-        return _json.encode(shortened), _json.content_type, None
+        try:
+            return self._encode(value)
+        except (CodecError, PayloadTooLarge):
+            shortened = _shortened(value)
+        try:
+            return self._encode(shortened)
+        except (CodecError, PayloadTooLarge):
+            return _json.encode(shortened), _json.content_type, None
 
     def _encode(self, value: Any) -> EncodedBody:
         try:
