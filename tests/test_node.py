@@ -116,6 +116,7 @@ async def test_a_stopped_node_keeps_its_ports_and_durable_messages(private_node:
 
 async def test_a_killed_node_refuses_connections_and_starts_again(private_node: Node) -> None:
     def kill_and_start() -> None:
+        private_node.sync_metadata()
         private_node.kill()
         assert not private_node.running
         assert _refuses(private_node.port)

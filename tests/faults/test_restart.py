@@ -56,6 +56,8 @@ async def restart(url: str, way: str, request: pytest.FixtureRequest) -> None:
         memory_broker(url.removeprefix(_MEMORY)).restart()
         return
     node: Node = request.getfixturevalue("private_node")
+    if way == "kill":
+        await asyncio.to_thread(node.sync_metadata)
     await asyncio.to_thread(node.stop if way == "stop" else node.kill)
     await asyncio.to_thread(node.start)
 
