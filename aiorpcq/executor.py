@@ -212,7 +212,9 @@ class Executor:
             if execution.phase is _RUNNING and not self.draining:
                 await self._quarantine.isolate(execution, places.service)
         except BaseException:
-            self._table.abandon(execution)
+            if execution.phase is _RUNNING or execution.phase is ExecutionPhase.STOPPING:
+                self._table.abandon(execution)
+                execution.delivery.nack(requeue=True)
             self._end(places, execution)
             raise
         if execution.phase is _RUNNING and self.draining:

@@ -2,7 +2,8 @@
 
 A nack with requeue would mark a request as delivered before, as if it had run. So what was not begun is published again
 as it was; what has lost a run, with that counted; what is to run later, to a delay queue; what is suspected of killing
-its workers, to the dead letters.
+its workers, to the dead letters. What was not begun is left alone once the broker has taken it back: there would be two
+of it.
 """
 
 from __future__ import annotations
@@ -281,8 +282,9 @@ class Republisher:
                 self._give_up(way)
             self._settle(way)
 
-        link = self._link
-        if link is None:
+        link, execution = self._link, way.execution
+        # One that was begun here may be all there is: a broker that has restarted no longer has the request.
+        if link is None or (execution.delivery.requeued and not execution.begun):
             way.otherwise()
             return
         way.publication.settled = settled
@@ -319,8 +321,8 @@ class _Return:
     """A request on its way back, *publication*, to what *entities* declare.
 
     *then* is called once it is confirmed, by default to acknowledge the delivery; *refused* where its queue is full;
-    *failed* where it cannot be published, by default the same; *otherwise* where the link is lost before that: the
-    broker delivers the request again.
+    *failed* where it cannot be published, by default the same; *otherwise* where link or channel is lost before that:
+    the broker delivers the request again.
     """
 
     __slots__ = ("entities", "execution", "failed", "otherwise", "publication", "refused", "repeated", "then")

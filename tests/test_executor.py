@@ -41,7 +41,7 @@ class HandMade:
 
     exchange = "rpc"
     routing_key = "rpc:default"
-    redelivered = False
+    redelivered = requeued = False
     oversize = 0
 
     def __init__(self, properties: Properties, body: bytes) -> None:
@@ -570,7 +570,7 @@ async def test_a_run_alone_whose_connection_is_lost_begins_and_is_adopted() -> N
         assert (again.settled, made.table.adopted, made.back.empty()) == (["ack"], 1, True)
 
 
-async def test_what_ends_a_wait_for_a_run_alone_from_outside_leaves_its_place_free() -> None:
+async def test_what_ends_a_wait_for_a_run_alone_from_outside_frees_its_place_and_gives_the_request_back() -> None:
     service = Service()
 
     @service.method
@@ -578,13 +578,14 @@ async def test_what_ends_a_wait_for_a_run_alone_from_outside_leaves_its_place_fr
         raise AssertionError
 
     async with bench(service) as made:
-        made.deliver("alone", history=History(losses=2))
+        alone = made.deliver("alone", history=History(losses=2))
         await asyncio.sleep(0)
         tasks = list(made.executor.tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert (made.places.free, made.executor._quarantine.running, made.table.running) == (_CONCURRENCY, 0, {})
+        assert alone.settled == ["requeue"]
 
 
 async def test_what_waits_for_a_place_and_has_lost_a_run_goes_back_before_another_runs_alone() -> None:
@@ -609,3 +610,28 @@ async def test_what_waits_for_a_place_and_has_lost_a_run_goes_back_before_anothe
             await asyncio.gather(*made.executor.tasks)
         assert settled == [["ack"], ["ack"]]
         await made.settle()
+
+
+async def test_what_waits_for_a_place_and_is_requeued_goes_back_once() -> None:
+    """The link is new, and the delivery of the last: published again, there would be two of the request."""
+    service, gate = Service(), asyncio.Event()
+
+    @service.method
+    async def run() -> None:
+        await gate.wait()
+
+    async with bench(service) as made:
+        for number in range(_CONCURRENCY):
+            made.deliver(str(number))
+        made.deliver("alone", history=History(losses=2))
+        waiting = made.deliver("waiting", history=History(losses=1))
+        waiting.requeued = True
+        gate.set()
+        while len(made.executor.tasks) > 1:
+            await asyncio.wait(made.executor.tasks, return_when=asyncio.FIRST_COMPLETED)
+        made.deliver("waiting", history=History(losses=1), redelivered=True)
+        while made.executor.tasks:
+            await asyncio.gather(*made.executor.tasks)
+        await made.settle()
+        assert await made.histories(1) == [(2, 2)]
+        assert (waiting.settled, made.back.empty(), made.broker.queue_depth("rpc.retry.500")) == ([], True, 0)

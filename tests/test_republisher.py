@@ -33,6 +33,7 @@ class Bench:
 
     def __init__(self, republisher: Republisher, transport: MemoryTransport, link: Any, idle: asyncio.Event) -> None:
         self.republisher = republisher
+        self.transport = transport
         self.broker = transport.broker
         self.link = link
         self.idle = idle
@@ -143,6 +144,25 @@ async def test_without_a_link_nothing_is_done_since_the_broker_delivers_again() 
         await asyncio.wait_for(lost.wait(), 10)
         await made.settled()
         assert made.unsettled() == 1
+
+
+async def test_what_was_not_begun_and_the_broker_has_taken_back_is_not_published_again() -> None:
+    """There would be two of it: the link is new, and the delivery of the old one."""
+    async with bench() as made:
+        execution = await made.execution()
+        await made.link.close()
+        link = made.republisher.link = await made.transport.connect(10)
+        lost = asyncio.Event()
+        made.republisher.hand_back("default", execution, pytest.fail)
+        made.republisher.count("default", execution, pytest.fail)
+        made.retry(execution, 0.1, pytest.fail)
+        made.republisher.postpone("default", execution, 0.1, pytest.fail)
+        made.republisher.bury("default", execution, "no reason", then=pytest.fail, otherwise=lost.set)
+        await asyncio.wait_for(lost.wait(), 10)
+        await made.settled()
+        ready = {name: queue.depth for name, queue in made.broker.statistics().queues.items() if queue.depth}
+        assert ready == {QUEUE.name: 1}
+        await link.close()
 
 
 async def test_what_is_to_be_declared_waits_while_the_broker_blocks() -> None:

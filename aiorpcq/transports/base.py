@@ -45,6 +45,10 @@ class Delivery(Protocol):
     @property
     def routing_key(self) -> str: ...
 
+    @property
+    def requeued(self) -> bool:
+        """Whether the broker has taken it back unsettled: its channel is closed, or its link lost."""
+
     def ack(self) -> None:
         """Tell the broker to forget the message.
 

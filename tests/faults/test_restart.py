@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from aiorpcq import Client, ConnectionLost, DeadlineExceeded, Worker
+from aiorpcq import Client, ConnectionLost, Context, DeadlineExceeded, Retry, Service, Worker
 from aiorpcq.transports.memory import memory_broker
 from tests.contract.parties import ClientFactory, WorkerFactory, eventually
 from tests.node import Node
@@ -131,6 +131,37 @@ async def test_row_11_every_call_settles_and_both_sides_are_back(
     assert present != former
     await until_left(breaker)
     await until_left(breaker, queue="rpc.kept")
+
+
+async def test_row_11_what_ran_over_the_restart_is_run_again_where_it_asks_for_that_or_its_worker_stops(
+    client: ClientFactory, worker: WorkerFactory, url: str, way: str, request: pytest.FixtureRequest
+) -> None:
+    """The requests were transient: the worker that ran them has the only copy."""
+    again, gate, attempts = Service("again"), asyncio.Event(), list[int]()
+
+    @again.method
+    async def run(ctx: Context) -> int:
+        attempts.append(ctx.attempt)
+        if ctx.attempt == 1:
+            await gate.wait()
+            raise Retry(delay=0.1)
+        return ctx.attempt
+
+    first, second = Waiting("kept"), Waiting("kept")
+    serving = await worker(again, first.service, grace=0.1)
+    caller = await client(timeout=60)
+    retried = asyncio.ensure_future(caller.call("again.run"))
+    handed_back = asyncio.ensure_future(caller.call("kept.wait", 7))
+    await first.gate.entered()
+    await eventually(lambda: attempts == [1])
+    await restart(url, way, request)
+    await until_back(caller, serving)
+    gate.set()
+    assert (await retried, attempts) == (2, [1, 2])
+    second.gate.open()
+    await worker(second.service)
+    await serving.aclose()
+    assert (await handed_back, first.runs, second.runs) == (7, [7], [7])
 
 
 async def reply_queues(breaker: Breaker) -> list[str]:

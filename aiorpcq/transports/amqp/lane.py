@@ -74,6 +74,12 @@ class LaneDelivery:
         """The routing key it was published with."""
         return delivery_route(self._method)[1]
 
+    @property
+    def requeued(self) -> bool:
+        """See `Delivery`."""
+        lane = self._lane
+        return lane is not None and lane.closed is not None
+
     def ack(self) -> None:
         """See `Delivery`."""
         lane, self._lane = self._lane, None

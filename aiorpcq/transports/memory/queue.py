@@ -45,7 +45,17 @@ class QueueOwner(Protocol):
 class MemoryDelivery:
     """A message in a consumer's hands. It is void once settled, given back by a lost link, or sent without ack."""
 
-    __slots__ = ("_consumer", "body", "exchange", "message", "oversize", "properties", "redelivered", "routing_key")
+    __slots__ = (
+        "_consumer",
+        "body",
+        "exchange",
+        "message",
+        "oversize",
+        "properties",
+        "redelivered",
+        "requeued",
+        "routing_key",
+    )
 
     def __init__(self, message: Message, consumer: Consumer | None, properties: Properties, max_size: int) -> None:
         self._consumer = consumer
@@ -55,6 +65,7 @@ class MemoryDelivery:
         self.oversize = size if size > max_size else 0
         self.body = b"" if self.oversize else message.body
         self.redelivered = message.redelivered
+        self.requeued = False
         self.exchange = message.exchange
         self.routing_key = message.routing_key
 
@@ -73,7 +84,8 @@ class MemoryDelivery:
             consumer.give_back(self, requeue)
 
     def void(self) -> None:
-        """Make `ack` and `nack` do nothing from now on."""
+        """Take note that the broker has taken it back: `ack` and `nack` do nothing from now on."""
+        self.requeued = self._consumer is not None
         self._consumer = None
 
     def __repr__(self) -> str:

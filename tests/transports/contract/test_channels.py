@@ -57,8 +57,10 @@ async def test_deliveries_in_hand_are_void_and_come_again(bench: Bench, link: Li
     for body in (b"1", b"2", b"3"):
         await publish(link, "q", body)
     in_hand: list[Delivery] = list(await consuming.inbox.wait(3))
+    assert not any(delivery.requeued for delivery in in_hand)
     await bench.close_channel(link)
     assert await consuming.bodies(6) == [b"1", b"2", b"3"] * 2
+    assert all(delivery.requeued for delivery in in_hand)
     again: list[Delivery] = consuming.inbox.items[3:]
     assert all(delivery.redelivered for delivery in again)
     for delivery in in_hand:
@@ -72,6 +74,21 @@ async def test_deliveries_in_hand_are_void_and_come_again(bench: Bench, link: Li
     status = await link.inspect("q")
     assert status is not None
     assert (status.messages, status.consumers, link.lost.done()) == (0, 1, False)
+
+
+async def test_what_is_settled_is_not_requeued_and_the_rest_is_where_the_link_ends(link: Link) -> None:
+    inbox, replies = Inbox(), Inbox()
+    await link.declare(QUEUE, Queue("replies"))
+    await link.consume("q", inbox)
+    await link.consume("replies", replies, no_ack=True)
+    for queue in ("q", "q", "q", "replies"):
+        await publish(link, queue)
+    acked, nacked, in_hand = await inbox.wait(3)
+    (reply,) = await replies.wait()
+    acked.ack()
+    nacked.nack(requeue=False)
+    await link.close()
+    assert [delivery.requeued for delivery in (acked, nacked, reply, in_hand)] == [False, False, False, True]
 
 
 async def test_under_load_every_publication_settles_and_every_confirmed_one_arrives(bench: Bench, link: Link) -> None:
