@@ -34,6 +34,7 @@ async def attempt(
     deadline = deadline_of(options, router.now())
     until = None if deadline is None else deadline - RETURN_GRACE
     made = 0
+    executed = False  # maybe, by one of the tries; only an idempotent method is tried again then
     while True:
         try:
             if options.require_workers:
@@ -46,6 +47,7 @@ async def attempt(
             finally:
                 router.waitlist.admit()  # it may have failed before it registered its call, whose end would do this
         except RPCError as error:
+            executed = error.maybe_executed = executed or error.maybe_executed
             if session.is_closed:
                 raise
             remaining = None if until is None else until - router.now()
@@ -60,7 +62,8 @@ async def attempt(
             return value
         made += 1
         router.retried += 1
-        await asyncio.sleep(delay)
+        if await session.wait(timeout=delay):
+            raise ConnectionLost("the client was closed", maybe_executed=executed)
 
 
 async def _check_workers(session: Session, router: ReplyRouter, route: Route, until: float | None) -> None:
@@ -69,13 +72,19 @@ async def _check_workers(session: Session, router: ReplyRouter, route: Route, un
     A broker that does not let this user ask is taken at its best.
     """
     queue = session.service_queue(route.service)
+    asking = asyncio.ensure_future(_inspect(router, queue))
     try:
-        async with asyncio.timeout_at(until):
-            status = await _inspect(router, queue)
-    except TimeoutError:
-        raise DeadlineExceeded("the broker did not say whether there are workers", maybe_executed=False) from None
+        timeout = None if until is None else max(0.0, until - router.now())
+        if await session.wait(asking, timeout=timeout):
+            raise ConnectionLost("the client was closed")
+        if not asking.done():
+            raise DeadlineExceeded("the broker did not say whether there are workers", maybe_executed=False)
+        status = asking.result()
     except ConnectFailed:
         return
+    finally:
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
     if status is None:
         raise Unroutable(f"no worker of service {route.service!r} has run on this broker: there is no queue {queue!r}")
     if status.consumers == 0:

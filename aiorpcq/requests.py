@@ -30,11 +30,13 @@ def deadline_of(options: CallOptions, now: float) -> float | None:
 
 
 def check_room(session: Session, router: ReplyRouter) -> None:
-    """Raise `Overloaded` where no call more may be pending."""
-    if len(router.table.pending) >= session.max_pending:
-        raise Overloaded(
-            f"{len(router.table.pending)} calls are pending on this connection, max_pending is {session.max_pending}"
-        )
+    """Raise `Overloaded` where no call more may be pending; a place that a waiting call was given is taken."""
+    waitlist = router.waitlist
+    if session.waits and waitlist.take_grant():
+        return
+    taken = len(router.table.pending) + waitlist.admitted
+    if taken >= session.max_pending:
+        raise Overloaded(f"{taken} calls are pending on this connection, max_pending is {session.max_pending}")
 
 
 def new_call(session: Session, options: CallOptions, router: ReplyRouter, backlog: Backlog | None) -> Call:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from functools import partial
 from random import Random
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from .codec import Codecs
 from .errors import ConnectFailed, UsageError
@@ -58,6 +58,7 @@ class Session:
     """
 
     __slots__ = (
+        "_closing",
         "_forks",
         "_idempotent",
         "_lease",
@@ -115,6 +116,7 @@ class Session:
         self._routes: dict[str, Route] = {}
         self._forks = 0
         self._opening: object | None = None
+        self._closing: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
         return repr(self._router) if self._router is not None else "nothing: it is not open"
@@ -134,6 +136,7 @@ class Session:
                 self._opening = None
         self._lease, self._router = lease, lease.router
         self.loop = asyncio.get_running_loop()
+        self._closing = self.loop.create_future()
         self._forks = _forks
 
     async def close(self) -> None:
@@ -143,9 +146,11 @@ class Session:
         """
         self._opening = None
         if self._router is not None and self._forks == _forks:
-            router, lease = self.router(), self._lease
+            router, lease, closing = self.router(), self._lease, self._closing
             assert lease is not None
+            assert closing is not None
             self._router = self._lease = None
+            closing.set_result(None)
             router.close_calls(self)
             self._releasing = asyncio.get_running_loop().create_task(lease.release(), name="aiorpcq client close")
         self._router = self._lease = None
@@ -180,6 +185,16 @@ class Session:
     def is_closed(self) -> bool:
         """Whether it was opened and closed again."""
         return self._router is None
+
+    async def wait(self, *work: asyncio.Future[Any], timeout: float | None) -> bool:
+        """Wait until one of *work* is done, *timeout* seconds have passed or the client is closed; tell whether it is.
+
+        Cancelling the wait leaves *work* alone.
+        """
+        closing = self._closing
+        assert closing is not None
+        await asyncio.wait((closing, *work), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        return closing.done()
 
     def mark_read(self, task_id: str) -> None:
         """Say that somebody has seen how the task ended: what is parked of it is no loss when it is evicted."""

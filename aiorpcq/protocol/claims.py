@@ -31,13 +31,14 @@ class ClaimTable:
     `heard` says that a worker holds it, or a queue may. *resumed* counts the calls that were answered after all.
     """
 
-    __slots__ = ("_calls", "_heard", "_round", "_unbounded", "due", "resumed")
+    __slots__ = ("_asked", "_calls", "_heard", "_round", "_unbounded", "due", "resumed")
 
     def __init__(self) -> None:
         self._calls: dict[str, dict[str, Call]] = {}
         self._unbounded: dict[str, Call] = {}
         self._heard: dict[str, tuple[float, int]] = {}
-        self._round = 0
+        self._round = 0  # which decides about the pause before the next
+        self._asked = 0  # all rounds since `start`
         self.due: float | None = None
         self.resumed = 0
 
@@ -53,12 +54,12 @@ class ClaimTable:
 
     def start(self, now: float) -> None:
         """Begin with the rounds: there is a connection, with a reply queue. The first is due at once."""
-        self._round = 0
+        self._round = self._asked = 0
         self.due = now if self._calls else None
         self._heard = dict.fromkeys(self._unbounded, (now, 0))
 
     def hasten(self, now: float) -> None:
-        """Begin the rounds anew for a call that was added; soon and not at once, so that many make one round."""
+        """Begin with the short pauses again for a call that was added; not at once, so that many make one round."""
         soon = now + _DELAYS[0]
         self._round = 0
         self.due = soon if self.due is None else min(self.due, soon)
@@ -81,6 +82,7 @@ class ClaimTable:
         pause = _DELAYS[min(self._round, len(_DELAYS) - 1)]
         self.due = now + pause * (1 - jitter / 2)
         self._round += 1
+        self._asked += 1
         claims: list[Claim] = []
         for origin, calls in self._calls.items():
             known: list[Call] = []
@@ -105,18 +107,18 @@ class ClaimTable:
         """Take in that a worker, or a queue, has these tasks."""
         for task_id in task_ids:
             if task_id in self._unbounded:
-                self._heard[task_id] = now, self._round
+                self._heard[task_id] = now, self._asked
 
     def silent(self, now: float, patience: float) -> list[Call]:
         """Return the calls without a deadline that nobody has said to have for *patience* seconds.
 
         The answers to the last round are still on their way: two rounds before it have to be unanswered as well.
         """
-        latest = now, self._round
+        latest = now, self._asked
         silent: list[Call] = []
         for task_id, call in self._unbounded.items():
             heard, in_round = self._heard.setdefault(task_id, latest)
-            if heard <= now - patience and in_round + _UNANSWERED <= self._round:
+            if heard <= now - patience and in_round + _UNANSWERED <= self._asked:
                 silent.append(call)
         return silent
 

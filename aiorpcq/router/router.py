@@ -93,11 +93,13 @@ class ReplyRouter:
 
     async def close(self) -> None:
         """Disconnect; there are no calls any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-        await self.recovery.close()
-        await self._replies.close()
-        await self._supervisor.close()
+        try:
+            await self.recovery.close()
+            await self._replies.close()
+            await self._supervisor.close()
+        finally:
+            if self._timer is not None:  # a reply may have come until now
+                self._timer.cancel()
 
     def statistics(self) -> RouterStatistics:
         """Return a snapshot."""
@@ -188,6 +190,7 @@ class ReplyRouter:
         """Let go of *call*: its last reader went. A task that was submitted elsewhere is no longer awaited here."""
         if call.sending is Sending.NOT_OURS:
             self.table.detach(call, self.now())
+            self._schedule()
             self._admit()
 
     def forget(self, task_id: str) -> None:
@@ -384,7 +387,7 @@ class ReplyRouter:
         self._timer, self._timer_at = None, float("inf")
         for call in self.table.expire(self.now()):
             call.error = deadline_error(call)
-            if call.backlog is not None:
+            if call.backlog is not None and call.sending is not Sending.NOT_OURS:  # those are parked already
                 self.table.keep(call, self.now())
             wake(call)
         self._admit()

@@ -24,13 +24,14 @@ class _Waiter:
 class Waitlist:
     """Callers that wait until fewer than their limit of calls are *pending*.
 
-    A caller that was let in is counted until it goes on, in a later iteration of the loop; so nobody who comes
-    meanwhile takes its place. Its length is bounded by the tasks of the program: a caller is in it once.
+    A caller that was let in is counted in *admitted* until it goes on, in a later iteration of the loop; so nobody who
+    comes meanwhile takes its place. Its length is bounded by the tasks of the program: a caller is in it once.
     """
 
     def __init__(self, pending: Mapping[str, Call]) -> None:
         self._pending = pending
-        self._admitted = 0
+        self.admitted = 0
+        self._granted = False
         self.waiters: dict[_Waiter, None] = {}
         self._turns: dict[int, OrderedDict[_Waiter, None]] = {}  # by limit, never empty
 
@@ -44,7 +45,8 @@ class Waitlist:
             Overloaded: there was none by *until*, on the clock of the event loop.
             ConnectionLost: `close` was called for *owner*.
         """
-        if limit not in self._turns and len(self._pending) + self._admitted < limit:
+        if limit not in self._turns and len(self._pending) + self.admitted < limit:
+            self._granted = True
             return
         waiter = _Waiter(owner, limit, asyncio.get_running_loop().create_future())
         self.waiters[waiter] = self._turns.setdefault(limit, OrderedDict())[waiter] = None
@@ -58,16 +60,23 @@ class Waitlist:
         except BaseException:
             self._leave(waiter)
             raise
-        self._admitted -= 1
+        self.admitted -= 1
+        self._granted = True
+
+    def take_grant(self) -> bool:
+        """Tell whether the call that is registered now is the one that `enter` has just returned to."""
+        granted, self._granted = self._granted, False
+        return granted
 
     def admit(self) -> None:
         """Let in who has room by now, those of one limit in turn; who has none does not hold up another's."""
+        self._granted = False  # to a call that has failed before it was registered
         for limit, turn in list(self._turns.items()):
-            while turn and len(self._pending) + self._admitted < limit:
+            while turn and len(self._pending) + self.admitted < limit:
                 waiter, _ = turn.popitem(last=False)
                 del self.waiters[waiter]
                 if not waiter.future.done():
-                    self._admitted += 1
+                    self.admitted += 1
                     waiter.future.set_result(None)
             if not turn:
                 del self._turns[limit]
@@ -81,7 +90,7 @@ class Waitlist:
     def _leave(self, waiter: _Waiter) -> None:
         future = waiter.future
         if future.done() and not future.cancelled() and future.exception() is None:
-            self._admitted -= 1
+            self.admitted -= 1
         else:
             self.waiters.pop(waiter, None)
             turn = self._turns.get(waiter.limit)

@@ -137,6 +137,42 @@ async def test_closing_sends_away_who_waits_for_room(client: ClientFactory, work
     gate.open()
 
 
+async def test_nobody_takes_the_place_of_a_call_that_was_let_in(client: ClientFactory, worker: WorkerFactory) -> None:
+    """The next call of whoever made room comes first: it is made before the one that waited goes on."""
+    gate = Gate()
+    await worker(waiting(gate))
+    waits, fails = await client(max_pending=1, when_full="wait"), await client(max_pending=1)
+
+    async def calls() -> None:
+        await fails.call("wait")
+        with pytest.raises(Overloaded, match="max_pending"):
+            await fails.call("wait")
+
+    others = asyncio.ensure_future(calls())
+    await gate.entered()
+    waited = asyncio.ensure_future(waits.call("add", 1, 2))
+    await eventually(lambda: waits.statistics().waiting == 1)
+    gate.open()
+    await others
+    assert await waited == 3
+
+
+async def test_a_call_that_fails_before_it_is_made_leaves_no_room_behind(
+    client: ClientFactory, worker: WorkerFactory
+) -> None:
+    gate = Gate()
+    await worker(waiting(gate))
+    caller = await client(max_pending=1, when_full="wait")
+    with pytest.raises(CodecError):
+        await caller.call("add", object())
+    held = asyncio.ensure_future(caller.call("wait"))
+    await gate.entered()
+    with pytest.raises(Overloaded):
+        await anext(caller.stream("unknown"))
+    gate.open()
+    assert await held == 0
+
+
 # --- workers
 
 
@@ -186,6 +222,20 @@ async def test_the_question_for_workers_survives_the_connection(
     caller = (await client()).with_options(require_workers=True, idempotent=True)
     await breaking.cut("client")
     assert await caller.call("add", 1, 2) == 3
+
+
+async def test_closing_ends_the_question_for_workers(client: ClientFactory, breaking: Breaking) -> None:
+    if breaking.broker is None:
+        pytest.skip("an alarm is for the whole of the suite's broker")
+    caller, staying = await client(timeout=None), await client(timeout=None)
+    breaking.broker.block()
+    call = asyncio.ensure_future(caller.with_options(require_workers=True).call("add", 1, 2))
+    await asyncio.sleep(0)
+    await caller.aclose()
+    with pytest.raises(ConnectionLost, match="closed"):
+        await asyncio.wait_for(call, 10)
+    breaking.broker.unblock()
+    assert staying.health()
 
 
 # --- a broker that is blocked

@@ -94,6 +94,14 @@ async def test_what_may_have_run_is_made_again_only_if_it_is_idempotent(client: 
     assert len(ids) == 3
 
 
+async def test_an_error_says_what_an_earlier_try_may_have_run(client: ClientFactory, serve: Serve) -> None:
+    await serve(LOST, BUSY)
+    caller = (await client(random=Steady())).with_options(retries=1, idempotent=True)
+    with pytest.raises(Overloaded) as caught:
+        await caller.call("odd.one")
+    assert caught.value.maybe_executed
+
+
 async def test_what_the_method_raised_is_not_made_again(client: ClientFactory, worker: WorkerFactory) -> None:
     serving = await worker(calculator())
     caller = await client()
@@ -183,3 +191,14 @@ async def test_a_client_that_is_closed_does_not_try_again(
     await caller.aclose()
     with pytest.raises(ConnectionLost, match="closed"):
         await call
+
+
+async def test_a_client_that_is_closed_ends_the_pause_before_the_next_try(client: ClientFactory, serve: Serve) -> None:
+    ids = await serve({**BUSY, "retry_after": 20})
+    caller = await client(timeout=60)
+    call = asyncio.ensure_future(caller.with_options(retries=1).call("odd.one"))
+    await eventually(lambda: caller.statistics().retried == 1)
+    await caller.aclose()
+    with pytest.raises(ConnectionLost, match="closed") as caught:
+        await asyncio.wait_for(call, 10)
+    assert (caught.value.maybe_executed, len(ids)) == (False, 1)

@@ -711,6 +711,37 @@ async def test_what_passes_a_bound_of_the_buffer_goes_oldest_first_and_is_counte
         await collected(caller.with_options(timeout=0.01), "t0")
 
 
+async def test_what_a_reader_leaves_at_its_deadline_is_parked_once(
+    client: ClientFactory, bystander: BystanderFactory
+) -> None:
+    stranger, caller = await bystander(), await client()
+    replies = await stranger.reply_queue_of(caller)
+    await stranger.state(replies, "early", "PROGRESS", 50, sequence=1)
+    await eventually(lambda: caller.statistics().parked == 1)
+    size = caller.statistics().out_of_band_size
+    reader = asyncio.ensure_future(collected(caller.with_options(timeout=0.2), "later"))
+    await eventually(lambda: caller.statistics().pending == 1)
+    await stranger.state(replies, "later", "PROGRESS", 50, sequence=1)
+    with pytest.raises(DeadlineExceeded):
+        await reader
+    assert (caller.statistics().out_of_band, caller.statistics().out_of_band_size) == (2, 2 * size)
+
+
+async def test_what_a_reader_leaves_is_parked_no_longer_than_the_rest(
+    client: ClientFactory, bystander: BystanderFactory
+) -> None:
+    stranger, caller = await bystander(), await client(timeout=None, out_of_band=OutOfBandLimits(age=0.05))
+    replies = await stranger.reply_queue_of(caller)
+    states = caller.stream("t")
+    first = asyncio.ensure_future(anext(states))
+    await eventually(lambda: caller.statistics().pending == 1)
+    await stranger.state(replies, "t", "PROGRESS", sequence=1)
+    await first
+    await states.aclose()
+    assert caller.statistics().out_of_band == 1
+    await eventually(lambda: caller.statistics().out_of_band == 0)
+
+
 async def test_what_is_parked_for_too_long_goes_by_itself(client: ClientFactory, bystander: BystanderFactory) -> None:
     stranger, caller = await bystander(), await client(out_of_band=OutOfBandLimits(age=0.05))
     replies = await stranger.reply_queue_of(caller)

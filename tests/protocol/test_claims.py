@@ -192,6 +192,30 @@ def test_answers_have_the_time_of_two_rounds_to_come() -> None:
     assert table.silent(1e6, 30.0) == [call]
 
 
+def test_what_was_heard_of_for_long_is_silent_as_soon_although_calls_were_added() -> None:
+    table, call = ClaimTable(), make_call(deadline=None)
+    table.add(call)
+    table.start(0.0)
+    for _ in range(100):
+        take(table)
+        table.heard(["t"], 1_000.0)
+    table.hasten(1_000.0)
+    rounds(table, 2)
+    assert table.silent(1_030.0, 30.0) == []
+    rounds(table, 1)
+    assert table.silent(1_030.0, 30.0) == [call]
+
+
+def test_calls_that_are_added_in_every_round_keep_nobody_from_being_silent() -> None:
+    table, call = ClaimTable(), make_call(deadline=None)
+    table.add(call)
+    table.start(0.0)
+    for _ in range(3):
+        table.hasten(0.0)
+        take(table)
+    assert table.silent(30.0, 30.0) == [call]
+
+
 def test_time_without_a_connection_is_no_silence() -> None:
     table, call = ClaimTable(), make_call(deadline=None)
     table.add(call)
