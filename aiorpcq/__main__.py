@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -40,6 +41,8 @@ _SHOWN: Final = 10_000
 """Characters of arguments that are shown to a human; --json shows all."""
 _DEPTH: Final = 100
 """Levels of nested values that are shown."""
+_INTEGER_BITS: Final = 10_000
+"""Bits of an integer that --json shows in decimal, below the 4,300 digits that Python prints."""
 
 _Command = Callable[[argparse.Namespace, DeadLetters], Awaitable[None]]
 
@@ -217,6 +220,8 @@ def _call(positional: Sequence[Any], named: Mapping[str, Any]) -> str:
         shown = ", ".join([*map(repr, positional), *(f"{name}={value!r}" for name, value in named.items())])
     except RecursionError:
         return "nested too deep to be shown"
+    except ValueError:  # as in `_shown`
+        return "an integer in it is too long to be shown"
     return f"({shown})" if len(shown) <= _SHOWN else f"({shown[:_SHOWN]} … {len(shown) - _SHOWN} characters more)"
 
 
@@ -241,14 +246,30 @@ def _print_json(value: Any) -> None:
 
 
 def _plain(value: Any, depth: int) -> Any:
-    """Return *value* as JSON can hold it: what it has no type for as its `repr`."""
-    if value is None or isinstance(value, (str, bool, int, float)):
+    """Return *value* as JSON can hold it: what it has no type for as its `repr`.
+
+    A mapping of which two keys would look the same is a list of pairs.
+    """
+    if value is None or isinstance(value, (str, bool)) or (isinstance(value, float) and math.isfinite(value)):
         return value
+    if isinstance(value, int):
+        return value if value.bit_length() <= _INTEGER_BITS else hex(value)
     if depth < _DEPTH and isinstance(value, Mapping):
-        return {name if isinstance(name, str) else repr(name): _plain(item, depth + 1) for name, item in value.items()}
+        pairs = [
+            (name if isinstance(name, str) else _shown(name), _plain(item, depth + 1)) for name, item in value.items()
+        ]
+        named = dict(pairs)
+        return named if len(named) == len(pairs) else pairs
     if depth < _DEPTH and isinstance(value, (list, tuple)):
         return [_plain(item, depth + 1) for item in value]
-    return repr(value)
+    return _shown(value)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python does not print an integer of more than 4,300 digits
+        return f"a {type(value).__name__} with an integer too long to be shown"
 
 
 def _fail(error: RPCError, code: int) -> int:

@@ -95,6 +95,8 @@ async def _inspect(router: ReplyRouter, queue: str) -> QueueStatus | None:
     """Ask about *queue* on this link, or the next where it is lost meanwhile."""
     while True:
         link = await router.wait_link()
+        if not link.writable:
+            await link.wait_writable()  # a broker that has blocked us does not answer
         try:
             return await link.inspect(queue)
         except ConnectionLost:

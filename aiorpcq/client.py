@@ -15,7 +15,7 @@ from .codec import Codecs
 from .deadline import check_timeout
 from .errors import UnknownTask, UsageError
 from .health import Health
-from .limits import DEFAULT_MAX_SIZE, check_kind, check_max_size
+from .limits import DEFAULT_MAX_SIZE, check_iterable, check_kind, check_max_size
 from .options import CallOptions, DisconnectMode, check_task_id
 from .protocol.calls import Backlog, Call
 from .protocol.control import CancelMode
@@ -97,6 +97,7 @@ class Client:
         check_url(url)
         check_kind(codecs, "codecs", Codecs)
         check_kind(out_of_band, "out_of_band", OutOfBandLimits)
+        check_iterable(errors, "errors")
         urls = (url,) if isinstance(url, str) else tuple(url)
         self._options = CallOptions(timeout=timeout, on_disconnect=on_disconnect)
         limits = out_of_band or OutOfBandLimits()

@@ -47,6 +47,7 @@ class Consumers:
         self._queue_of = queue_of
         self._interval = _WATCH_INTERVAL
         self._link: Link | None = None
+        self._watched: Link | None = None  # the same, once `start` is over
         self._subscriptions: dict[str, Subscription] = {}
         self._restoring: dict[str, asyncio.Task[None]] = {}
         self._watchdog: asyncio.Task[None] | None = None
@@ -64,19 +65,20 @@ class Consumers:
         Raises:
             RPCError: one of the queues cannot be consumed.
         """
-        self._link = link
+        self._link, self._watched = link, None
         self._subscriptions.clear()
         for service in self._services:
             await self._declare(link, service)
         for service in self._services:  # where one cannot be declared nothing is run of another
             if not await self._begin(link, service):
                 self._restore(service)
+        self._watched = self._link
         if self._watchdog is None and not self._stopping.is_set():
             self._watchdog = asyncio.get_running_loop().create_task(self._watch(), name="aiorpcq consumer watchdog")
 
     def lose(self) -> None:
         """Forget the link: it is lost."""
-        self._link = None
+        self._link = self._watched = None
         self._subscriptions.clear()
         for task in self._restoring.values():
             task.cancel()
@@ -108,18 +110,20 @@ class Consumers:
 
     async def look(self) -> None:
         """Compare the consumers there should be with those that there are, and mend the difference."""
-        link = self._link
+        link = self._watched
         for service in self._services:
-            if link is None or link is not self._link or link.lost.done() or not link.writable:
+            if link is None or link is not self._watched or link.lost.done() or not link.writable:
                 return  # nothing is declared on a connection that the broker has blocked
-            if service not in self._subscriptions:
+            subscription = self._subscriptions.get(service)
+            if subscription is None:
                 self._restore(service)
                 continue
             await self._declare(link, service)
             queue = await link.inspect(self._queue_of(service))
-            if queue is None or not queue.consumers:
+            # One that was made meanwhile is not the one that the broker did not know of.
+            if (queue is None or not queue.consumers) and self._subscriptions.get(service) is subscription:
                 logger.warning("nothing consumes from queue %r; consuming again", self._queue_of(service))
-                self._subscriptions.pop(service, None)
+                del self._subscriptions[service]
                 self._restore(service)
 
     async def _begin(self, link: Link, service: str) -> bool:

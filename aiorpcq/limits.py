@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,7 +13,9 @@ __all__ = [
     "EVICTION_DELAY",
     "STATE_OVERHEAD",
     "CacheLimits",
+    "check_age",
     "check_integer",
+    "check_iterable",
     "check_kind",
     "check_max_size",
 ]
@@ -42,8 +46,20 @@ class CacheLimits:
 
     def __post_init__(self) -> None:
         check_integer(self.size, "cache.size", 1, sys.maxsize)
-        if isinstance(self.age, bool) or not isinstance(self.age, (int, float)) or not self.age > 0:
-            raise ValueError(f"cache.age: {self.age!r} is not a number of seconds above 0")
+        check_age(self.age, "cache.age")
+
+
+def check_age(value: float, option: str) -> None:
+    """Raise `ValueError` naming *option* where *value* is no number of seconds above 0; infinity is one."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not (0 < value <= sys.float_info.max or value == math.inf):
+        raise ValueError(f"{option}: {value!r} is not a number of seconds above 0")
+
+
+def check_iterable(value: object, option: str) -> None:
+    """Raise `ValueError` naming *option* where one thing is given, or a text, in place of several."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError(f"{option}: a {type(value).__name__} is not an iterable of what it is to hold")
 
 
 def check_integer(value: int, option: str, least: int, most: int) -> int:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from .errors import RPCError
-from .protocol.deadletters import bury
+from .protocol.deadletters import bury, letter_id_of
 from .protocol.executions import Execution
 from .protocol.messages import History, Outcome, Publication
 from .protocol.retries import delay_step
@@ -28,8 +27,6 @@ from .transports.base import Link
 __all__ = ["Republisher", "RepublisherStatistics"]
 
 logger = logging.getLogger("aiorpcq.worker")
-
-_LETTER_ID_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +149,7 @@ class Republisher:
             delivery.properties,
             delivery.body,
             queue.name,
-            letter_id=secrets.token_hex(_LETTER_ID_BYTES),
+            letter_id=letter_id_of(delivery.properties, delivery.body),
             reason=reason,
             attempt=execution.attempt,
             losses=execution.losses,

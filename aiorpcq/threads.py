@@ -79,12 +79,10 @@ class ThreadBridge:
             )
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         while True:
-            try:
-                return future.result(_LOOK_INTERVAL)
-            except concurrent.futures.TimeoutError:
-                if future.done():  # it is what the call raised
-                    raise
-                if not self._loop.is_running():
-                    future.cancel()
-                    text = "the client's event loop has stopped"
-                    raise ConnectionLost(text, maybe_executed=True) from None
+            # Not `future.result`, whose own timeout cannot be told from what a call raises that ends just then.
+            concurrent.futures.wait((future,), _LOOK_INTERVAL)
+            if future.done():
+                return future.result()
+            if not self._loop.is_running():
+                future.cancel()
+                raise ConnectionLost("the client's event loop has stopped", maybe_executed=True)

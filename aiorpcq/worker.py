@@ -18,7 +18,7 @@ from .codec import Codecs
 from .deadline import check_timeout
 from .errors import RPCError, UsageError
 from .health import Health
-from .limits import DEFAULT_MAX_SIZE, CacheLimits, check_integer, check_kind, check_max_size
+from .limits import DEFAULT_MAX_SIZE, CacheLimits, check_integer, check_iterable, check_kind, check_max_size
 from .method import check_delivery
 from .places import RunOptions
 from .protocol.deliveries import DeliveryMode
@@ -278,6 +278,7 @@ async def _within(step: Coroutine[Any, Any, Any], timeout: float, hurry: asyncio
 
 
 def _by_name(services: Iterable[Service]) -> dict[str, Service]:
+    check_iterable(services, "services")
     by_name: dict[str, Service] = {}
     for service in services:
         if not isinstance(service, Service):

@@ -69,7 +69,10 @@ async def resize(request: web.Request) -> web.Response:
 @routes.get("/tasks/{task_id}/events", name="events")
 async def events(request: web.Request) -> web.StreamResponse:
     """Stream a task's states, those that are past included."""
-    states = request.app[CLIENT].stream(request.match_info["task_id"])
+    try:
+        states = request.app[CLIENT].stream(request.match_info["task_id"])
+    except ValueError as error:  # nothing that could be a task id
+        raise web.HTTPNotFound(text=str(error)) from error
     async with aclosing(task_events(states, request.app[CLOSING])) as texts:
         await anext(texts)  # an unknown task raises here, while the status can still be 404
         response = web.StreamResponse(headers=HEADERS)

@@ -10,10 +10,11 @@ import os
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Annotated
 
 import uvicorn
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.background import BackgroundTask
@@ -74,7 +75,11 @@ async def resize(body: Picture, rpc: RPC) -> dict[str, str]:
 @app.get("/tasks/{task_id}/events")
 async def events(task_id: str, request: Request, rpc: RPC) -> StreamingResponse:
     """Stream a task's states, those that are past included."""
-    texts = task_events(rpc.stream(task_id), request.app.state.closing)
+    try:
+        states = rpc.stream(task_id)
+    except ValueError as error:  # nothing that could be a task id
+        raise HTTPException(HTTPStatus.NOT_FOUND, str(error)) from error
+    texts = task_events(states, request.app.state.closing)
     await anext(texts)  # an unknown task raises here, while the status can still be 404
     return StreamingResponse(texts, headers=HEADERS, background=BackgroundTask(close, texts))
 

@@ -260,3 +260,12 @@ def test_it_is_a_program_of_its_own(broker_url: str) -> None:
     assert done.stderr == b""
     done = subprocess.run([*command[:4], "replay", *command[5:], "a"], capture_output=True, check=True, timeout=60)
     assert done.stdout == b"replayed a\n"
+
+
+def test_what_json_cannot_hold_is_shown_as_text(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    put(url, letter("a", 10**5000, float("nan"), float("-inf"), {1: "b", "1": "c"}))
+    assert run(url, "show", "a", "--json") == 0
+    shown = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert shown["arguments"]["args"] == [hex(10**5000), "nan", "-inf", [["1", "b"], ["1", "c"]]]
+    assert run(url, "show", "a") == 0
+    assert "too long to be shown" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import pytest
 from aiorpcq.consumers import Consumers
 from aiorpcq.errors import ConnectFailed, ConnectionLost, RPCError
 from aiorpcq.protocol.topology import Names
-from aiorpcq.transports.base import Delivery, Link, Subscription
+from aiorpcq.transports.base import Delivery, Link, QueueStatus, Subscription
 from aiorpcq.transports.memory import MemoryTransport
 from tests.contract.parties import eventually
 
@@ -258,3 +258,48 @@ async def test_a_consumer_that_ended_as_the_link_was_lost_is_made_again_on_the_n
         made.broker.cancel_consumers("rpc.a")
         await eventually(lambda: made.count("a") == 1 and not made.consumers.missing)
         await second.close()
+
+
+async def test_the_watchdog_leaves_a_link_alone_until_its_start_is_over() -> None:
+    """What it missed would be consumed twice: by it, and by the start."""
+    async with bench() as (made, first):
+        made.consumers.lose()
+        await first.close()
+        second = await made.transport.connect(10)
+        begun, go_on, declare = asyncio.Event(), asyncio.Event(), made.consumers._declare
+
+        async def wait(link: Link, service: str) -> None:
+            begun.set()
+            await go_on.wait()
+            await declare(link, service)
+
+        made.consumers._declare = wait
+        starting = asyncio.ensure_future(made.consumers.start(second))
+        await begun.wait()
+        await made.consumers.look()
+        go_on.set()
+        await starting
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert (made.consumers.missing, made.count("a"), made.count("b")) == ([], 1, 1)
+        await made.consumers.stop()
+        assert (made.count("a"), made.count("b")) == (0, 0)
+        await second.close()
+
+
+async def test_the_watchdog_does_not_take_a_consumer_that_was_made_meanwhile_for_the_one_that_was_missing() -> None:
+    async with bench() as (made, link):
+        inspect = link.inspect
+
+        async def tell_late(queue: str) -> QueueStatus | None:
+            if queue != "rpc.a":
+                return await inspect(queue)
+            made.broker.cancel_consumers(queue)
+            await eventually(lambda: made.consumers.restored == 1)
+            return QueueStatus(0, 0)
+
+        link.inspect = tell_late  # type: ignore[method-assign]
+        await made.consumers.look()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert (made.consumers.missing, made.count("a"), made.count("b")) == ([], 1, 1)

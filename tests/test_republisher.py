@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from aiorpcq import CacheLimits, Codecs, Context, Retry, Service, Worker
+from aiorpcq import CacheLimits, Codecs, Context, DeadLetters, Retry, Service, Worker
 from aiorpcq.errors import ConnectionLost
 from aiorpcq.protocol.executions import Execution, ExecutionTable
 from aiorpcq.protocol.messages import History, Outcome, Publication, Request
@@ -320,6 +320,14 @@ async def test_a_poisoned_request_is_answered_where_the_link_is_lost_as_it_is_bu
         await stranger.request(request_for("run", task_id="t", reply_to=replies.name, history=History(losses=5)))
         _, value = await answer_to(replies, "t")
         assert (value["error"], runs, serving.statistics().republisher.buried) == ("Poisoned", [], 2)
+        async with DeadLetters(url) as letters:
+            first, second = await letters.list()
+            assert first.id == second.id
+            for _ in range(2):
+                await letters.replay(first.id)
+        assert await answer_to(replies, "t") == ("SUCCESS", "done")
+        await eventually(lambda: serving.statistics().answered + serving.statistics().adopted == 1)
+        assert runs == ["run"]
 
 
 @pytest.mark.usefixtures("skipped_time")

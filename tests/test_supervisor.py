@@ -330,3 +330,39 @@ async def test_a_close_while_it_connects_again_leaves_no_link(bench: Bench, chan
     assert bench.links == 0
     with pytest.raises(ConnectionLost, match="closed"):
         await bench.supervisor.wait_link()
+
+
+async def test_a_link_whose_setup_failed_is_closed_before_the_supervisor_is(bench: Bench) -> None:
+    await bench.supervisor.start()
+    closing, go_on, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    def fail(link: Link) -> None:
+        close = link.close
+
+        async def close_slowly() -> None:
+            closing.set()
+            await go_on.wait()
+            await close()
+            closed.set()
+
+        slow: list[asyncio.Task[None]] = []
+
+        async def close_once() -> None:
+            """Go on where the caller is cancelled, as a link does."""
+            if not slow:
+                slow.append(asyncio.ensure_future(close_slowly()))
+            await asyncio.shield(slow[0])
+
+        link.close = close_once  # type: ignore[method-assign]
+        raise ConnectFailed("not like this")
+
+    bench.setups = [fail]
+    bench.transport.broker.drop_links()
+    await asyncio.wait_for(closing.wait(), _PATIENCE)
+    ending = asyncio.ensure_future(bench.supervisor.close())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not ending.done()
+    go_on.set()
+    await asyncio.wait_for(ending, _PATIENCE)
+    assert (closed.is_set(), bench.links) == (True, 0)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from ..errors import CodecError, ContentDisallowed, PayloadTooLarge
-from ..limits import DEFAULT_MAX_SIZE, check_integer, check_max_size
+from ..limits import DEFAULT_MAX_SIZE, check_integer, check_iterable, check_max_size
 from .base import Codec, EncodedBody
 from .binary import MsgpackCodec
 from .compression import COMPRESSIONS, Compression
@@ -159,7 +159,8 @@ def _accepted(default: Codec, accept: Sequence[str | Codec] | None) -> dict[str,
         known.setdefault(codec.content_type, codec)
     if accept is None:
         return known
-    if isinstance(accept, str) or not accept:
+    check_iterable(accept, "accept")
+    if not accept:
         raise ValueError("accept must be a sequence of at least one content type or codec")
     accepted: dict[str, Codec] = {}
     for item in accept:

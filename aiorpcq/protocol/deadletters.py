@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Final
 
 from .messages import History, Outcome, Properties, Publication
 from .wire import LEADING_HEADER, VERSION, MalformedMessage, VersionRefused, carried, republish, return_reason
 
-__all__ = ["DeadLetter", "bury", "exhume", "read"]
+__all__ = ["DeadLetter", "bury", "exhume", "letter_id_of", "read"]
 
 _TABLE: Final = "dead-letter"
 _CC: Final = "CC"
@@ -25,6 +26,7 @@ _DROPPED: Final = frozenset(
 )
 _NO_HEADERS: Final[Mapping[str, Any]] = {}
 _PERSISTENT: Final = 2
+_ID_BYTES: Final = 8
 _REASON_LIMIT: Final = 1_000
 _CC_LIMIT: Final = 16
 _KEY_LIMIT: Final = 255  # a routing key is a short string (AMQP 0-9-1, section 4.2.5.3)
@@ -108,6 +110,18 @@ def bury(
     kept[_TABLE] = table
     # A message with a reply queue is answered by whoever consumes it as a request; the queue's own time to live holds.
     return Publication("", queue, carried(properties, kept, _PERSISTENT, None, None), body, True, settled)
+
+
+def letter_id_of(properties: Properties, body: bytes) -> str:
+    """Return the id of the letter that a request is to be buried as.
+
+    It is the same however often the request was delivered: it is buried twice where the first confirm is lost. That of
+    its replay is another.
+    """
+    headers = properties.headers or _NO_HEADERS
+    told = (headers.get(name) for name in (_ORIGIN, "replay", LEADING_HEADER))
+    request = repr((properties.correlation_id, properties.reply_to, *told)).encode("utf-8", "backslashreplace")
+    return blake2b(body, digest_size=_ID_BYTES, key=blake2b(request).digest()).hexdigest()
 
 
 def read(properties: Properties, body: bytes, size: int | None = None) -> DeadLetter:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from ..deadline import MAXIMUM_TIMEOUT
 from ..errors import (
     CodecError,
     ContentDisallowed,
@@ -72,7 +73,7 @@ class ExceptionRegistry:
         The constructor of *cls* is never called; `args` is what the remote exception had.
         """
         if not (isinstance(cls, type) and issubclass(cls, Exception)):
-            raise ValueError(f"{cls!r} is not an exception class")
+            raise ValueError(f"errors: {cls!r} is not an exception class")
         try:
             combined = type(cls.__name__, (RemoteError, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
             cls.__new__(combined)  # fails here and not at the first error, where it wants arguments
@@ -125,7 +126,12 @@ def rebuild_error(value: Any, registry: ExceptionRegistry, task_id: str) -> RPCE
             maybe_executed=maybe_executed if isinstance(maybe_executed, bool) else None,
         )
         retry_after = value.get("retry_after")
-        if isinstance(error, Overloaded) and isinstance(retry_after, (int, float)) and retry_after >= 0:
+        if (
+            isinstance(error, Overloaded)
+            and isinstance(retry_after, (int, float))
+            and not isinstance(retry_after, bool)
+            and 0 <= retry_after <= MAXIMUM_TIMEOUT
+        ):
             error.retry_after = float(retry_after)
         return error
     return _rebuild(value, registry, task_id, _CAUSE_DEPTH_LIMIT)

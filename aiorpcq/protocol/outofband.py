@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from dataclasses import dataclass
 
 from ..errors import RPCError
-from ..limits import EVICTION_DELAY, STATE_OVERHEAD
+from ..limits import EVICTION_DELAY, STATE_OVERHEAD, check_age, check_integer
 from ..states import is_terminal
 from .messages import StateMessage
 
@@ -16,16 +17,20 @@ __all__ = ["OutOfBandBuffer", "OutOfBandLimits", "TombstoneRing"]
 @dataclass(frozen=True, slots=True)
 class OutOfBandLimits:
     """Bounds of the out-of-band buffer: tasks, bytes (with 500 for each state), and seconds since a task's last
-    state."""
+    state.
+
+    Raises:
+        ValueError: *tasks* or *size* is not a whole number from 1, or *age* not a number above 0.
+    """
 
     tasks: int = 10_000
     size: int = 16 * 1024 * 1024
     age: float = 120.0
 
     def __post_init__(self) -> None:
-        for name in ("tasks", "size", "age"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"out_of_band.{name}: {getattr(self, name)!r} is not above 0")
+        check_integer(self.tasks, "out_of_band.tasks", 1, sys.maxsize)
+        check_integer(self.size, "out_of_band.size", 1, sys.maxsize)
+        check_age(self.age, "out_of_band.age")
 
 
 class _Parked:

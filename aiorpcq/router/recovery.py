@@ -282,6 +282,8 @@ class Recovery:
             if call.route is not None:  # None of a task that was submitted elsewhere
                 by_service.setdefault(call.route.service, []).append(call.task_id)
         for service, task_ids in by_service.items():
+            if not await self._is_usable(link):
+                return
             status = await link.inspect(self._names.service_queue(service).name)
             if status is not None and status.messages:
                 asked.heard(task_ids, self._loop.time())

@@ -131,7 +131,7 @@ class Supervisor:
 
     async def _connect(self, transport: Transport) -> Link:
         self._transport = transport
-        link = await transport.connect(CONNECT_TIMEOUT)
+        link = self._last_link = await transport.connect(CONNECT_TIMEOUT)
         self.generation += 1
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
@@ -147,7 +147,7 @@ class Supervisor:
             if isinstance(error, ConnectionLost):
                 raise ConnectFailed(f"{transport.address}: {error}") from error
             raise
-        self.link = self._last_link = link
+        self.link = link
         self._given_up = asyncio.get_running_loop().create_future()
         self._wake()
         return link

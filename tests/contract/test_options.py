@@ -144,7 +144,7 @@ def test_worker_options(url: str, option: str, value: Any) -> None:
         Worker(url, [calculator()], **{option: value})
 
 
-@pytest.mark.parametrize("services", [[], [calculator(), calculator()], ["math"], [None]])
+@pytest.mark.parametrize("services", [[], [calculator(), calculator()], ["math"], [None], calculator(), "math"])
 def test_worker_services(url: str, services: Any) -> None:
     with pytest.raises(ValueError, match="services"):
         Worker(url, services)
@@ -219,10 +219,11 @@ def test_a_context_that_collects() -> None:
         Service().method(confused)
 
 
+@pytest.mark.parametrize("value", [0, -1, None, "1", True, [], float("nan")])
 @pytest.mark.parametrize("option", ["tasks", "size", "age"])
-def test_limits_of_the_out_of_band_buffer(option: str) -> None:
+def test_limits_of_the_out_of_band_buffer(option: str, value: Any) -> None:
     with pytest.raises(ValueError, match=option):
-        OutOfBandLimits(**{option: 0})
+        OutOfBandLimits(**{option: value})
 
 
 @pytest.mark.parametrize("task_id", [7, None, b"id", "", "x" * 256])
@@ -236,10 +237,24 @@ async def test_what_is_no_task_id_is_refused_by_what_takes_one(url: str, way: st
         await use()
 
 
+@pytest.mark.parametrize("value", [0, -1, None, "1", True, [], float("nan")])
 @pytest.mark.parametrize("option", ["size", "age"])
-def test_limits_of_the_cache(option: str) -> None:
+def test_limits_of_the_cache(option: str, value: Any) -> None:
     with pytest.raises(ValueError, match=option):
-        CacheLimits(**{option: 0})
+        CacheLimits(**{option: value})
+
+
+@pytest.mark.parametrize("limits", [CacheLimits, OutOfBandLimits])
+def test_an_age_is_a_time_that_a_clock_can_tell(limits: Any) -> None:
+    with pytest.raises(ValueError, match="age"):
+        limits(age=10**400)
+    assert limits(age=float("inf")).age == float("inf")
+
+
+@pytest.mark.parametrize("errors", [ValueError, "ValueError", ["ValueError"]])
+def test_errors_are_several_exception_classes(errors: Any) -> None:
+    with pytest.raises(ValueError, match="errors"):
+        Client("memory://options", errors=errors)
 
 
 @pytest.mark.parametrize(
@@ -251,6 +266,7 @@ def test_limits_of_the_cache(option: str) -> None:
         ("max_decompressed", 0),
         ("accept", []),
         ("accept", ["text/unknown"]),
+        ("accept", JsonCodec()),
     ],
 )
 def test_codec_options(option: str, value: Any) -> None:

@@ -245,6 +245,10 @@ class WebContract:
         answer = await http.get(f"/tasks/{failed.json()['task_id']}/events")
         check_error(answer, HTTPStatus.NOT_FOUND, "UnknownTask")
 
+    async def test_what_is_no_task_id_is_404(self, http: httpx.AsyncClient) -> None:
+        answer = await http.get(f"/tasks/{'x' * 256}/events")
+        assert answer.status_code == HTTPStatus.NOT_FOUND
+
     async def test_a_shutdown_ends_an_open_stream_promptly(
         self, http: httpx.AsyncClient, server: RunningServer, gate: Gate
     ) -> None:

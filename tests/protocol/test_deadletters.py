@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiorpcq.protocol.deadletters import DeadLetter, bury, exhume, read
+from aiorpcq.protocol.deadletters import DeadLetter, bury, exhume, letter_id_of, read
 from aiorpcq.protocol.messages import PROPERTY_NAMES, History, Outcome, Properties, Publication, Request
 from aiorpcq.protocol.metadata import check_metadata
 from aiorpcq.protocol.wire import (
@@ -371,3 +372,15 @@ def test_a_cc_that_is_no_list_of_queues_is_left_out(copies: object) -> None:
 def test_the_copies_of_a_request_are_bounded() -> None:
     copies = [f"q{number}" for number in range(1_000)] + ["x" * 256]
     assert len(headers_of(replayed(buried(delivered(headers={"CC": copies}))))["CC"]) == 16
+
+
+def test_the_id_of_a_letter_tells_requests_apart_and_not_their_deliveries() -> None:
+    def identify(task_id: str = "t", body: bytes = b"body", **headers: Any) -> str:
+        properties = Properties(headers={"version": 1, **headers}, correlation_id=task_id, reply_to="replies")
+        return letter_id_of(properties, body)
+
+    assert re.fullmatch("[0-9a-f]{16}", identify())
+    again: dict[str, Any] = {"x-delivery-count": 3, "losses": 5, "attempt": 6, "x-death": []}
+    assert identify() == identify(**again)
+    others = [identify("u"), identify(body=b"other"), identify(replay="1"), identify(replay="2"), identify(origin="o")]
+    assert len({identify(), *others}) == 6

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from aiorpcq import errors
 from aiorpcq.codec import Codecs
-from aiorpcq.errors import InvalidArguments, RemoteError, RemoteTraceback, RPCError
+from aiorpcq.errors import InvalidArguments, Overloaded, RemoteError, RemoteTraceback, RPCError
 from aiorpcq.protocol.failures import ExceptionRegistry, describe_error, describe_exception, rebuild_error
 
 TEXT_LIMIT = 16_384
@@ -562,3 +562,11 @@ def test_whatever_a_peer_sends_is_an_error_of_the_library(value: Any) -> None:
         assert len(chain(error)) <= CAUSES_LIMIT
         assert isinstance(error.args, tuple)
         assert all(isinstance(text, str) for text in (error.type, error.module, error.traceback, *error.notes))
+
+
+@pytest.mark.parametrize("retry_after", [-1, 10**400, float("inf"), float("nan"), True, "1", None])
+def test_a_pause_that_makes_no_sense_is_left_out(retry_after: Any) -> None:
+    value = {"error": "Overloaded", "message": "busy", "maybe_executed": False, "retry_after": retry_after}
+    error = rebuild_error(value, ExceptionRegistry(), "t")
+    assert isinstance(error, Overloaded)
+    assert error.retry_after is None

@@ -134,31 +134,42 @@ class AMQPLink:
                 await asyncio.wait((self.lost,), timeout=remaining)
                 if self.lost.done():
                     raise self._lost_at(describe(entity))
-            await self._operate(self._on_control(declare_entity, entity), describe(entity))
+            await self._ask(declare_entity, entity, describe(entity))
             if isinstance(entity, Queue):
                 self._queue_types[entity.name] = entity.arguments.get("x-queue-type")
 
     async def inspect(self, queue: str) -> QueueStatus | None:
         """See `Link`."""
         try:
-            return await self._operate(self._on_control(inspect_queue, queue), f"queue {queue!r}")
+            return await self._ask(inspect_queue, queue, f"queue {queue!r}")
         except ConnectFailed as error:
             if isinstance(error.__cause__, ChannelNotFoundEntity):
                 return None
             raise
 
+    async def _ask(self, ask: Callable[[AbstractChannel, _A], Awaitable[_T]], about: _A, subject: str) -> _T:
+        """Ask the broker on the control channel, one question at a time: a refusal closes the channel for all.
+
+        Whoever waits for the turn is cancelled like any other; a question that was asked is not.
+        """
+        await self._control_lock.acquire()
+        if self.lost.done():
+            self._control_lock.release()
+            raise self._lost_at(subject)
+        asking = self._own(self._loop.create_task(self._on_control(ask, about)))
+        asking.add_done_callback(lambda _: self._control_lock.release())
+        return await self._result(asking, subject)
+
     async def _on_control(self, ask: Callable[[AbstractChannel, _A], Awaitable[_T]], about: _A) -> _T:
-        """Ask the broker on the control channel, one question at a time: a refusal closes the channel for all."""
-        async with self._control_lock:
-            if self._control is None or self._control.is_closed:
-                await self._open_control()
-            control = self._control
-            assert control is not None
-            try:
-                return await ask(control, about)
-            except BaseException:
-                self._control = None  # the broker closes the channel of what it refuses, aiormq that of what it cancels
-                raise
+        if self._control is None or self._control.is_closed:
+            await self._open_control()
+        control = self._control
+        assert control is not None
+        try:
+            return await ask(control, about)
+        except BaseException:
+            self._control = None  # the broker closes the channel of what it refuses, aiormq that of what it cancels
+            raise
 
     async def _open_control(self) -> None:
         self._control = await self._under.channel(publisher_confirms=False)
@@ -320,8 +331,17 @@ class AMQPLink:
         Cancelling or timing out such a call closes its channel, so it runs in a task of its own, bounded in time and
         ended by the loss of the link.
         """
-        task = self._own(self._loop.create_task(operation))
-        await asyncio.wait((task, self.lost), timeout=_OPERATION_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        return await self._result(self._own(self._loop.create_task(operation)), subject)
+
+    async def _result(self, task: asyncio.Task[_T], subject: str) -> _T:
+        """Return what *task*, a call of aiormq, comes to; a broker that has blocked us may take its time."""
+        done: set[Any] = set()
+        while not done:
+            done, _ = await asyncio.wait(
+                (task, self.lost), timeout=_OPERATION_TIMEOUT, return_when=asyncio.FIRST_COMPLETED
+            )
+            if self._protocol is None or not self._protocol.blocked:
+                break
         if not task.done() and self.lost.done():
             # The lane saw the broker's refusal first; aiormq, which knows whose it is, has it in its reader.
             await asyncio.wait((task,), timeout=_LOST_GRACE)
@@ -336,6 +356,7 @@ class AMQPLink:
         error = ConnectionLost(f"the broker did not answer about {subject} within {_OPERATION_TIMEOUT:g} s")
         if self._protocol is not None:
             self._protocol.fail(error)
+        task.cancel()
         raise error
 
     def _lost_at(self, subject: str) -> ConnectionLost:
