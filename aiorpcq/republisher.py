@@ -280,7 +280,7 @@ class Republisher:
             self._settle(way)
 
         link, execution = self._link, way.execution
-        # One that was begun here may be all there is: a broker that has restarted no longer has the request.
+        # What was begun goes out all the same: redelivered here, the request is superseded by its next attempt.
         if link is None or (execution.delivery.requeued and not execution.begun):
             way.otherwise()
             return

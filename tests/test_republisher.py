@@ -147,11 +147,10 @@ async def test_without_a_link_nothing_is_done_since_the_broker_delivers_again() 
 
 
 async def test_what_was_not_begun_and_the_broker_has_taken_back_is_not_published_again() -> None:
-    """There would be two of it: the link is new, and the delivery of the old one."""
+    """There would be two of it: its channel was closed, and the link stands."""
     async with bench() as made:
         execution = await made.execution()
-        await made.link.close()
-        link = made.republisher.link = await made.transport.connect(10)
+        made.broker.close_channels()
         lost = asyncio.Event()
         made.republisher.hand_back("default", execution, pytest.fail)
         made.republisher.count("default", execution, pytest.fail)
@@ -162,6 +161,17 @@ async def test_what_was_not_begun_and_the_broker_has_taken_back_is_not_published
         await made.settled()
         ready = {name: queue.depth for name, queue in made.broker.statistics().queues.items() if queue.depth}
         assert ready == {QUEUE.name: 1}
+
+
+async def test_what_a_broker_may_have_lost_with_the_link_is_published_again() -> None:
+    async with bench() as made:
+        execution = await made.execution()
+        made.broker.restart()
+        assert made.depth() == 0
+        link = made.republisher.link = await made.transport.connect(10)
+        made.republisher.hand_back("default", execution, pytest.fail)
+        await made.settled()
+        assert made.depth() == 1
         await link.close()
 
 

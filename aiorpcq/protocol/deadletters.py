@@ -119,9 +119,9 @@ def letter_id_of(properties: Properties, body: bytes) -> str:
     its replay is another.
     """
     headers = properties.headers or _NO_HEADERS
-    told = (headers.get(name) for name in (_ORIGIN, "replay", LEADING_HEADER))
-    request = repr((properties.correlation_id, properties.reply_to, *told)).encode("utf-8", "backslashreplace")
-    return blake2b(body, digest_size=_ID_BYTES, key=blake2b(request).digest()).hexdigest()
+    origin = headers.get(_ORIGIN) or properties.reply_to  # which stays where a caller has moved to another queue
+    request = repr((properties.correlation_id, origin, headers.get("replay"), headers.get(LEADING_HEADER), body))
+    return blake2b(request.encode("utf-8", "backslashreplace"), digest_size=_ID_BYTES).hexdigest()
 
 
 def read(properties: Properties, body: bytes, size: int | None = None) -> DeadLetter:

@@ -60,6 +60,7 @@ class ReplyRouter:
         self.now = loop.time
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
+        self._is_closed = False
         self._returned = 0
         self._malformed = 0
         self._orphaned = 0
@@ -93,13 +94,12 @@ class ReplyRouter:
 
     async def close(self) -> None:
         """Disconnect; there are no calls any more."""
-        try:
-            await self.recovery.close()
-            await self._replies.close()
-            await self._supervisor.close()
-        finally:
-            if self._timer is not None:  # a reply may have come until now
-                self._timer.cancel()
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.recovery.close()
+        await self._replies.close()
+        await self._supervisor.close()
 
     def statistics(self) -> RouterStatistics:
         """Return a snapshot."""
@@ -374,7 +374,9 @@ class ReplyRouter:
         self._schedule()
 
     def _schedule(self) -> None:
-        """Have the timer fire at the earliest deadline."""
+        """Have the timer fire at the earliest deadline; not once this is closed, or a stream is left after the loop."""
+        if self._is_closed or self._loop.is_closed():
+            return
         at = self.table.next_deadline()
         if at is None or (self._timer is not None and self._timer_at <= at):
             return

@@ -47,7 +47,10 @@ class Delivery(Protocol):
 
     @property
     def requeued(self) -> bool:
-        """Whether the broker has taken it back unsettled: its channel is closed, or its link lost."""
+        """Whether the broker has taken it back unsettled, its channel being closed while the link stands.
+
+        Where the link is lost that cannot be told: a broker that has restarted has nothing transient.
+        """
 
     def ack(self) -> None:
         """Tell the broker to forget the message.

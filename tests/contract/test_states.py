@@ -719,11 +719,13 @@ async def test_what_a_reader_leaves_at_its_deadline_is_parked_once(
     await stranger.state(replies, "early", "PROGRESS", 50, sequence=1)
     await eventually(lambda: caller.statistics().parked == 1)
     size = caller.statistics().out_of_band_size
-    reader = asyncio.ensure_future(collected(caller.with_options(timeout=0.2), "later"))
+    states = caller.with_options(timeout=1).stream("later")
+    first = asyncio.ensure_future(anext(states))
     await eventually(lambda: caller.statistics().pending == 1)
     await stranger.state(replies, "later", "PROGRESS", 50, sequence=1)
+    await first
     with pytest.raises(DeadlineExceeded):
-        await reader
+        await anext(states)
     assert (caller.statistics().out_of_band, caller.statistics().out_of_band_size) == (2, 2 * size)
 
 

@@ -382,5 +382,6 @@ def test_the_id_of_a_letter_tells_requests_apart_and_not_their_deliveries() -> N
     assert re.fullmatch("[0-9a-f]{16}", identify())
     again: dict[str, Any] = {"x-delivery-count": 3, "losses": 5, "attempt": 6, "x-death": []}
     assert identify() == identify(**again)
+    assert identify() == identify(origin="replies")  # of a caller that has moved since
     others = [identify("u"), identify(body=b"other"), identify(replay="1"), identify(replay="2"), identify(origin="o")]
     assert len({identify(), *others}) == 6

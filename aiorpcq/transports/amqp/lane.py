@@ -78,7 +78,7 @@ class LaneDelivery:
     def requeued(self) -> bool:
         """See `Delivery`."""
         lane = self._lane
-        return lane is not None and lane.closed is not None
+        return lane is not None and lane.is_closed_alone
 
     def ack(self) -> None:
         """See `Delivery`."""
@@ -97,6 +97,10 @@ class LaneConnection(Protocol):
     """What a lane needs of its connection."""
 
     loop: asyncio.AbstractEventLoop
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection is of no more use."""
 
     def write(self, frames: bytes) -> None:
         """Send whole frames with everything else of this iteration of the event loop."""
@@ -161,6 +165,11 @@ class Lane:
     def unconfirmed(self) -> int:
         """Publications whose outcome somebody waits for."""
         return len(self._unconfirmed)
+
+    @property
+    def is_closed_alone(self) -> bool:
+        """Whether the channel is closed and the connection stands."""
+        return self.closed is not None and not self._connection.is_lost
 
     def publish(self, publication: Publication) -> None:
         """See `Link.publish`."""

@@ -334,14 +334,23 @@ class AMQPLink:
         return await self._result(self._own(self._loop.create_task(operation)), subject)
 
     async def _result(self, task: asyncio.Task[_T], subject: str) -> _T:
-        """Return what *task*, a call of aiormq, comes to; a broker that has blocked us may take its time."""
+        """Return what *task*, a call of aiormq, comes to; a broker that has blocked us may take its time.
+
+        Where the wait is cancelled, another goes on in its place: without an answer the link is of no use to anybody.
+        """
         done: set[Any] = set()
-        while not done:
-            done, _ = await asyncio.wait(
-                (task, self.lost), timeout=_OPERATION_TIMEOUT, return_when=asyncio.FIRST_COMPLETED
-            )
-            if self._protocol is None or not self._protocol.blocked:
-                break
+        was_blocked = True
+        try:
+            while not done and was_blocked:
+                was_blocked = self._is_blocked
+                done, _ = await asyncio.wait(
+                    (task, self.lost), timeout=_OPERATION_TIMEOUT, return_when=asyncio.FIRST_COMPLETED
+                )
+                was_blocked = was_blocked or self._is_blocked
+        except asyncio.CancelledError:
+            if not task.done() and not self.lost.done():
+                self._own(self._loop.create_task(self._result(task, subject)))
+            raise
         if not task.done() and self.lost.done():
             # The lane saw the broker's refusal first; aiormq, which knows whose it is, has it in its reader.
             await asyncio.wait((task,), timeout=_LOST_GRACE)
@@ -358,6 +367,10 @@ class AMQPLink:
             self._protocol.fail(error)
         task.cancel()
         raise error
+
+    @property
+    def _is_blocked(self) -> bool:
+        return self._protocol is not None and self._protocol.blocked
 
     def _lost_at(self, subject: str) -> ConnectionLost:
         return ConnectionLost(f"the connection was lost at {subject}: {self.lost.result()}")

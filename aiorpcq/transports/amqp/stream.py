@@ -209,6 +209,11 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         super().connection_lost(exc)
         self._lose(ConnectionLost("the connection to the broker was closed" + (f": {exc}" if exc else "")))
 
+    @property
+    def is_lost(self) -> bool:
+        """See `LaneConnection`."""
+        return self._lost is not None
+
     def fail(self, error: ConnectionLost) -> None:
         """Give up on the connection: nothing more can be done with it in order."""
         self._lose(error)

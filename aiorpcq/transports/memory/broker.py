@@ -244,7 +244,7 @@ class MemoryBroker:
             unsettled = sorted(consumer.unsettled, key=lambda delivery: delivery.message.sequence)
             consumer.unsettled.clear()
             for delivery in unsettled:
-                delivery.void()
+                delivery.void(link)
                 self._dispatcher.give_back(consumer.queue, delivery.message, True)
             self._dispatcher.wake(consumer.queue)
         link.consumers.clear()

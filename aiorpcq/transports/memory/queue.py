@@ -36,6 +36,7 @@ class QueueOwner(Protocol):
 
     name: str
     max_size: int
+    is_lost: bool
     is_frozen: bool
 
     def end(self, consumer: Consumer, reason: RPCError) -> None:
@@ -47,13 +48,13 @@ class MemoryDelivery:
 
     __slots__ = (
         "_consumer",
+        "_taken_from",
         "body",
         "exchange",
         "message",
         "oversize",
         "properties",
         "redelivered",
-        "requeued",
         "routing_key",
     )
 
@@ -65,7 +66,7 @@ class MemoryDelivery:
         self.oversize = size if size > max_size else 0
         self.body = b"" if self.oversize else message.body
         self.redelivered = message.redelivered
-        self.requeued = False
+        self._taken_from: QueueOwner | None = None
         self.exchange = message.exchange
         self.routing_key = message.routing_key
 
@@ -83,9 +84,15 @@ class MemoryDelivery:
             self._consumer = None
             consumer.give_back(self, requeue)
 
-    def void(self) -> None:
-        """Take note that the broker has taken it back: `ack` and `nack` do nothing from now on."""
-        self.requeued = self._consumer is not None
+    @property
+    def requeued(self) -> bool:
+        """See `Delivery`."""
+        return self._taken_from is not None and not self._taken_from.is_lost
+
+    def void(self, link: QueueOwner) -> None:
+        """Take note that the broker has taken it back from *link*: `ack` and `nack` do nothing from now on."""
+        if self._consumer is not None:
+            self._taken_from = link
         self._consumer = None
 
     def __repr__(self) -> str:

@@ -55,10 +55,23 @@ async def test_questions_whose_askers_have_gone_are_not_asked(control: Control, 
     for question in asking:
         question.cancel()
     await asyncio.gather(*asking, return_exceptions=True)
-    assert len(link._operations) == 1
+    assert len(link._operations) == 2  # the first question, and who waits for its answer
     control.gate.set()
     assert await link.inspect("q") == QueueStatus(2, 1)
-    assert (control.asked, link._operations) == (2, set())
+    await eventually(lambda: not link._operations)
+    assert control.asked == 2
+
+
+async def test_a_broker_that_does_not_answer_loses_the_link_although_who_asked_has_gone(
+    control: Control, link: AMQPLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiorpcq.transports.amqp.link._OPERATION_TIMEOUT", 0.01)
+    first, second = (asyncio.ensure_future(link.inspect("q")) for _ in range(2))
+    await eventually(lambda: control.asked == 1)
+    first.cancel()
+    with pytest.raises(ConnectionLost):
+        await asyncio.wait_for(second, 10)
+    assert (control.asked, link.lost.done()) == (1, True)
 
 
 async def test_a_broker_that_has_blocked_the_connection_may_take_its_time(

@@ -76,19 +76,24 @@ async def test_deliveries_in_hand_are_void_and_come_again(bench: Bench, link: Li
     assert (status.messages, status.consumers, link.lost.done()) == (0, 1, False)
 
 
-async def test_what_is_settled_is_not_requeued_and_the_rest_is_where_the_link_ends(link: Link) -> None:
-    inbox, replies = Inbox(), Inbox()
+async def test_what_is_settled_is_not_requeued_and_the_rest_is_as_long_as_the_link_stands(
+    bench: Bench, link: Link
+) -> None:
+    inbox, replies, ended = Inbox(), Inbox(), Inbox()
     await link.declare(QUEUE, Queue("replies"))
-    await link.consume("q", inbox)
-    await link.consume("replies", replies, no_ack=True)
+    await link.consume("q", inbox, on_cancelled=ended)
+    await link.consume("replies", replies, no_ack=True, on_cancelled=ended)
     for queue in ("q", "q", "q", "replies"):
         await publish(link, queue)
     acked, nacked, in_hand = await inbox.wait(3)
     (reply,) = await replies.wait()
     acked.ack()
     nacked.nack(requeue=False)
+    await bench.close_channel(link)
+    deliveries = (acked, nacked, reply, in_hand)
+    assert [delivery.requeued for delivery in deliveries] == [False, False, False, True]
     await link.close()
-    assert [delivery.requeued for delivery in (acked, nacked, reply, in_hand)] == [False, False, False, True]
+    assert not any(delivery.requeued for delivery in deliveries)
 
 
 async def test_under_load_every_publication_settles_and_every_confirmed_one_arrives(bench: Bench, link: Link) -> None:
