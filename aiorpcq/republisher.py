@@ -2,8 +2,8 @@
 
 A nack with requeue would mark a request as delivered before, as if it had run. So what was not begun is published again
 as it was; what has lost a run, with that counted; what is to run later, to a delay queue; what is suspected of killing
-its workers, to the dead letters. What was not begun is left alone once the broker has taken it back: there would be two
-of it.
+its workers, to the dead letters. What was not begun is left alone once the broker has it again, its channel being
+closed: there would be two of it.
 """
 
 from __future__ import annotations

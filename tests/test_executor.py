@@ -613,7 +613,7 @@ async def test_what_waits_for_a_place_and_has_lost_a_run_goes_back_before_anothe
 
 
 async def test_what_waits_for_a_place_and_is_requeued_goes_back_once() -> None:
-    """The link is new, and the delivery of the last: published again, there would be two of the request."""
+    """Its channel was closed, and the link stands: published again, there would be two of the request."""
     service, gate = Service(), asyncio.Event()
 
     @service.method

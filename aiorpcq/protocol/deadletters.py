@@ -120,8 +120,10 @@ def letter_id_of(properties: Properties, body: bytes) -> str:
     """
     headers = properties.headers or _NO_HEADERS
     origin = headers.get(_ORIGIN) or properties.reply_to  # which stays where a caller has moved to another queue
-    request = repr((properties.correlation_id, origin, headers.get("replay"), headers.get(LEADING_HEADER), body))
-    return blake2b(request.encode("utf-8", "backslashreplace"), digest_size=_ID_BYTES).hexdigest()
+    request = repr((properties.correlation_id, origin, headers.get("replay"), headers.get(LEADING_HEADER)))
+    digest = blake2b(request.encode("utf-8", "backslashreplace"), digest_size=_ID_BYTES)
+    digest.update(body)
+    return digest.hexdigest()
 
 
 def read(properties: Properties, body: bytes, size: int | None = None) -> DeadLetter:

@@ -342,11 +342,11 @@ class AMQPLink:
         was_blocked = True
         try:
             while not done and was_blocked:
-                was_blocked = self._is_blocked
+                blocked, blocks = self._blocked
                 done, _ = await asyncio.wait(
                     (task, self.lost), timeout=_OPERATION_TIMEOUT, return_when=asyncio.FIRST_COMPLETED
                 )
-                was_blocked = was_blocked or self._is_blocked
+                was_blocked = blocked or blocks != self._blocked[1]
         except asyncio.CancelledError:
             if not task.done() and not self.lost.done():
                 self._own(self._loop.create_task(self._result(task, subject)))
@@ -369,8 +369,9 @@ class AMQPLink:
         raise error
 
     @property
-    def _is_blocked(self) -> bool:
-        return self._protocol is not None and self._protocol.blocked
+    def _blocked(self) -> tuple[bool, int]:
+        """Whether the broker blocks us, and how often it has."""
+        return (False, 0) if self._protocol is None else (self._protocol.blocked, self._protocol.blocks)
 
     def _lost_at(self, subject: str) -> ConnectionLost:
         return ConnectionLost(f"the connection was lost at {subject}: {self.lost.result()}")

@@ -52,6 +52,7 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         super().__init__(reader, loop=loop)
         self.loop = loop
         self.blocked = False
+        self.blocks = 0  # how often it was, so far
         self._channels: set[int] = set()
         self._parser = FrameParser(self._channels, max_body)
         self._max_body = max_body
@@ -233,6 +234,7 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
 
     def _set_blocked(self, blocked: bool) -> None:
         self.blocked = blocked
+        self.blocks += blocked
         self._on_writable(self.writable)
 
     def _watch(self, heartbeat: float) -> None:
