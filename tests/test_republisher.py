@@ -76,6 +76,17 @@ class Bench:
         """Have a request run again after *delay* seconds."""
         self.republisher.retry("default", execution, delay, then=execution.delivery.ack, refused=refused)
 
+    async def give_back_in_vain(self, execution: Execution) -> None:
+        """Give a request back in every way, none of which is to be confirmed or refused."""
+        lost, republisher = asyncio.Event(), self.republisher
+        republisher.hand_back("default", execution, pytest.fail)
+        republisher.count("default", execution, pytest.fail)
+        self.retry(execution, 0.1, pytest.fail)
+        republisher.postpone("default", execution, 0.1, pytest.fail)
+        republisher.bury("default", execution, "no reason", then=pytest.fail, otherwise=lost.set)
+        await asyncio.wait_for(lost.wait(), 10)
+        await self.settled()
+
     async def settled(self) -> None:
         """Wait until nothing is on its way back any more."""
         async with asyncio.timeout(10):
@@ -135,14 +146,7 @@ async def test_without_a_link_nothing_is_done_since_the_broker_delivers_again() 
     async with bench() as made:
         execution = await made.execution()
         made.republisher.link = None
-        lost = asyncio.Event()
-        made.republisher.hand_back("default", execution, pytest.fail)
-        made.republisher.count("default", execution, pytest.fail)
-        made.retry(execution, 0.1, pytest.fail)
-        made.republisher.postpone("default", execution, 0.1, pytest.fail)
-        made.republisher.bury("default", execution, "no reason", then=pytest.fail, otherwise=lost.set)
-        await asyncio.wait_for(lost.wait(), 10)
-        await made.settled()
+        await made.give_back_in_vain(execution)
         assert made.unsettled() == 1
 
 
@@ -151,14 +155,7 @@ async def test_what_was_not_begun_and_the_broker_has_taken_back_is_not_published
     async with bench() as made:
         execution = await made.execution()
         made.broker.close_channels()
-        lost = asyncio.Event()
-        made.republisher.hand_back("default", execution, pytest.fail)
-        made.republisher.count("default", execution, pytest.fail)
-        made.retry(execution, 0.1, pytest.fail)
-        made.republisher.postpone("default", execution, 0.1, pytest.fail)
-        made.republisher.bury("default", execution, "no reason", then=pytest.fail, otherwise=lost.set)
-        await asyncio.wait_for(lost.wait(), 10)
-        await made.settled()
+        await made.give_back_in_vain(execution)
         ready = {name: queue.depth for name, queue in made.broker.statistics().queues.items() if queue.depth}
         assert ready == {QUEUE.name: 1}
 
