@@ -36,7 +36,6 @@ __all__ = ["AMQPLink"]
 
 logger = logging.getLogger("aiorpcq.amqp")
 
-_DEFAULT_FRAME_MAX: Final = 131_072
 _OPERATION_TIMEOUT: Final = 15.0
 _CLOSE_TIMEOUT: Final = 3.0
 _LOST_GRACE: Final = 0.5
@@ -103,7 +102,7 @@ class AMQPLink:
         assert factory.protocol is not None
         self._under = connection.transport.connection
         tune = self._under.connection_tune
-        factory.protocol.negotiated(tune.frame_max or _DEFAULT_FRAME_MAX, tune.heartbeat or 0)
+        factory.protocol.negotiated(tune.frame_max, tune.heartbeat or 0)
         self._wants_cancel_ok = wants_cancel_ok(self._under.server_properties)
         self._recovers_consumers = recovers_consumers(self._under.server_properties)
         await self._open_control()

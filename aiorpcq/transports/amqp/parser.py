@@ -1,7 +1,7 @@
 """FrameParser: cuts inbound bytes at the boundaries of AMQP 0-9-1 frames.
 
 Content of the channels it is told of, and the methods that decide whether a lane may go on, become events; every other
-frame is passed through unchanged and in order.
+frame is passed through in order, and unchanged but for a Tune that sets no limit to frames.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from .frames import BODY, CONTENT_HEADER_SIZE, END, FRAME_OVERHEAD, HEADER, METH
 __all__ = ["Event", "EventKind", "FrameParser"]
 
 _LARGEST_UNNEGOTIATED: Final = 1 << 20
+_LARGEST_WITHOUT_LIMIT: Final = 131_072  # RabbitMQ's own default
 _CONFIRM_SIZE: Final = 13  # of its payload: class, method, delivery tag, bits
 
 _CONFIRM: Final = Struct(">QB")  # delivery tag, bits
@@ -63,6 +64,8 @@ _CONTENT: Final = {_BASIC + 60: EventKind.DELIVER, _BASIC + 50: EventKind.RETURN
 _CONFIRMS: Final = {_BASIC + 80: EventKind.ACK, _BASIC + 120: EventKind.NACK}
 _CONSUMER: Final = {_BASIC + 30: EventKind.CANCEL, _BASIC + 31: EventKind.CANCEL_OK}
 _CHANNEL_CLOSING: Final = frozenset({(20 << 16) + 40, (20 << 16) + 41})
+_TUNE: Final = (10 << 16) + 30
+_FRAME_MAX: Final = 6  # in a Tune's payload: behind the method and the largest channel number
 _CONNECTION: Final = {
     (10 << 16) + 50: EventKind.CONNECTION_CLOSED,
     (10 << 16) + 60: EventKind.BLOCKED,
@@ -171,9 +174,8 @@ class FrameParser:
             if data[stop - 1] != END:
                 raise FrameError(f"frame of type {kind} on channel {channel} does not end with the end octet")
             if channel not in channels:
-                if channel == 0 and kind == METHOD:
-                    self._peek(data[position + 7 : stop - 1], events)
-                passed.append(data[position:stop])
+                frame = data[position:stop]
+                passed.append(self._on_connection(frame, events) if channel == 0 and kind == METHOD else frame)
             elif kind != METHOD:
                 self._on_content_frame(kind, channel, data[position + 7 : stop - 1], events)
             elif channel in assemblies or size < _CONFIRM_SIZE:
@@ -270,10 +272,19 @@ class FrameParser:
         # The broker's own cancel is passed through: aiormq answers it where the broker wants an answer.
         return kind is EventKind.CANCEL_OK
 
-    def _peek(self, payload: bytes, events: list[Event]) -> None:
-        kind = _CONNECTION.get(_method_id(payload, 0))
+    def _on_connection(self, frame: bytes, events: list[Event]) -> bytes:
+        """Handle a method of the connection itself; return the frame to pass through."""
+        payload = frame[7:-1]
+        method = _method_id(payload, 0)
+        kind = _CONNECTION.get(method)
         if kind is not None:
             events.append(Event(kind, 0, payload[4:]))
+        elif method == _TUNE and payload[_FRAME_MAX : _FRAME_MAX + 4] == bytes(4):
+            # 0 sets no limit, and whoever keeps the connection would answer with the same: a body would come in one
+            # frame, to be buffered whole whatever its size. The client may ask for less (AMQP 0-9-1, tune-ok).
+            limit = _LARGEST_WITHOUT_LIMIT.to_bytes(4, "big")
+            return frame[:7] + payload[:_FRAME_MAX] + limit + payload[_FRAME_MAX + 4 :] + frame[-1:]
+        return frame
 
 
 def _is_body(data: bytes, at: int, channel: int, size: int) -> bool:

@@ -389,6 +389,22 @@ async def test_a_certificate_of_an_unknown_authority_is_refused(tls_node: Node) 
         await AMQPTransport(tls_node.url(tls=True), max_size=1, name="tests").connect(WAIT)
 
 
+@pytest.fixture
+def limitless_url(node: Node, broker_url: str) -> Iterator[str]:
+    """The URL of a broker that sets no limit to frames."""
+    limit = node.eval("element(2, application:get_env(rabbit, frame_max))")
+    node.eval("application:set_env(rabbit, frame_max, 0)")
+    try:
+        yield broker_url
+    finally:
+        node.eval(f"application:set_env(rabbit, frame_max, {limit})")
+
+
+async def test_bodies_of_any_size_come_from_a_broker_that_sets_no_limit_to_frames(limitless_url: str) -> None:
+    async with connected(limitless_url) as link:
+        await round_trip(link, 300_000)
+
+
 # --- losing
 
 

@@ -132,6 +132,17 @@ def test_blocked_and_unblocked_are_events_and_passed_through() -> None:
     assert passed == [blocked + unblocked]
 
 
+@pytest.mark.parametrize("limit", [4_096, 131_072, 1 << 31])
+def test_the_brokers_limit_of_a_frame_is_passed_through(limit: int) -> None:
+    data = marshal(Connection.Tune(2_047, limit, 60), 0)
+    assert feed(parser(), [data]) == ([], [data])
+
+
+def test_a_broker_without_a_limit_of_a_frame_is_given_its_usual_one() -> None:
+    _, passed = feed(parser(), [marshal(Connection.Tune(2_047, 0, 60), 0)])
+    assert passed == [marshal(Connection.Tune(2_047, 131_072, 60), 0)]
+
+
 @pytest.mark.parametrize("method", [Channel.OpenOk(), Confirm.SelectOk(), Basic.QosOk(), Basic.ConsumeOk("t")])
 def test_other_methods_of_a_lane_channel_are_passed_through(method: Frame) -> None:
     data = marshal(method, 1)
