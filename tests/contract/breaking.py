@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from typing import Final, Literal
 
 import pytest
 
-from aiorpcq import Client
+from aiorpcq import Client, Worker
+from aiorpcq.transports.base import Link
 from aiorpcq.transports.memory import BrokerLink, MemoryBroker, memory_broker
 from tests.node import Node
 
 from .parties import eventually
 
-__all__ = ["Breaking", "next_generation"]
+__all__ = ["Breaking", "kept_apart", "next_generation"]
 
 Side = Literal["client", "worker"]
 
@@ -67,6 +69,28 @@ class Breaking:
 async def next_generation(client: Client, generation: int = 2) -> None:
     """Wait until *client* is connected again."""
     await eventually(lambda: client.statistics().generation == generation and client.health().ready)
+
+
+@contextlib.asynccontextmanager
+async def kept_apart(party: Client | Worker) -> AsyncIterator[None]:
+    """Keep *party* from connecting again until the end of the block; it might, before a test has seen the loss."""
+    if isinstance(party, Client):
+        supervisor = party._session.router()._supervisor
+    else:
+        assert party._parts is not None
+        supervisor = party._parts.supervisor
+    reconnect, allowed = supervisor._reconnect, asyncio.Event()
+
+    async def reconnect_when_allowed() -> Link:
+        await allowed.wait()
+        return await reconnect()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(supervisor, "_reconnect", reconnect_when_allowed)
+        try:
+            yield
+        finally:
+            allowed.set()
 
 
 def _name(side: Side) -> str:

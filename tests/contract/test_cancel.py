@@ -10,7 +10,7 @@ import pytest
 from aiorpcq import DeadlineExceeded, Service, TaskRevoked, UsageError
 from aiorpcq.protocol.control import CancelMode
 
-from .breaking import Breaking, next_generation
+from .breaking import Breaking, kept_apart, next_generation
 from .parties import ClientFactory, Gate, ReplyQueue, WorkerFactory, calculator, eventually, leaving
 from .understudy import Understudy
 
@@ -332,11 +332,12 @@ async def test_a_cancel_without_a_connection_is_sent_on_the_next(
     caller = await client()
     task = await caller.submit("odd.one")
     replies = await reply_queue(service)
-    await breaking.cut("client")
-    await eventually(lambda: not caller.health().ready)
-    await task.cancel("killnowait")
-    with pytest.raises(TaskRevoked):
-        await task
+    async with kept_apart(caller):
+        await breaking.cut("client")
+        await eventually(lambda: not caller.health().ready)
+        await task.cancel("killnowait")
+        with pytest.raises(TaskRevoked):
+            await task
     _, cancel = await understudy.cancel()
     assert (cancel.task_id, cancel.reply_to) == (task.id, replies)
 

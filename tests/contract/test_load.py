@@ -8,7 +8,7 @@ import pytest
 
 from aiorpcq import CodecError, ConnectionLost, DeadlineExceeded, NoWorkers, Overloaded, Service, Unroutable
 
-from .breaking import Breaking, next_generation
+from .breaking import Breaking, kept_apart, next_generation
 from .parties import BystanderFactory, ClientFactory, Gate, WorkerFactory, calculator, eventually
 from .understudy import Understudy
 
@@ -273,9 +273,10 @@ async def test_health_says_why_a_client_is_not_ready(
     caller = await client()
     assert caller.health().ready
     assert caller.health().reason is None
-    await breaking.cut("client")
-    await eventually(lambda: not caller.health().ready)
-    assert "not connected" in str(caller.health().reason)
+    async with kept_apart(caller):
+        await breaking.cut("client")
+        await eventually(lambda: not caller.health().ready)
+        assert "not connected" in str(caller.health().reason)
     await next_generation(caller)
     await caller.aclose()
     assert "not open" in str(caller.health().reason)

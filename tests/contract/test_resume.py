@@ -336,7 +336,7 @@ async def test_a_repeated_request_that_is_unroutable_may_have_run(
 
 
 async def test_a_channel_that_the_broker_closes_is_replaced_and_calls_go_on(
-    client: ClientFactory, worker: WorkerFactory, breaking: Breaking
+    client: ClientFactory, worker: WorkerFactory, breaking: Breaking, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = Gate()
     await worker(waiting(gate), calculator("math"))
@@ -344,7 +344,7 @@ async def test_a_channel_that_the_broker_closes_is_replaced_and_calls_go_on(
     call = asyncio.ensure_future(caller.call("wait"))
     await gate.entered()
     await breaking.close_channels("client")
-    await eventually(lambda: not caller.health())
+    await eventually(lambda: "the reply queue is no longer consumed" in caplog.text)
     await eventually(lambda: caller.health().ready)
     assert caller.statistics().generation == 1
     gate.open()

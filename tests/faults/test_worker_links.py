@@ -9,6 +9,7 @@ import pytest
 from aiorpcq import Context, Service
 from aiorpcq.protocol.deliveries import DeliveryMode
 from aiorpcq.testing import memory_broker
+from tests.contract.breaking import kept_apart
 from tests.contract.parties import ClientFactory, Gate, WorkerFactory, eventually
 from tests.proxy import Proxy
 
@@ -185,9 +186,11 @@ async def test_row_07_what_ends_while_its_link_is_away_is_answered_from_the_cach
     caller = await client()
     calls = [ledger.call(caller, "where", number) for number in range(_CALLS)]
     await gate.entered(_CALLS)
-    await breaker.cut_workers()
-    await eventually(lambda: not serving.health())
-    gate.open()
+    async with kept_apart(serving):
+        await breaker.cut_workers()
+        await eventually(lambda: not serving.health())
+        gate.open()
+        await eventually(lambda: len(runs) == _CALLS)
     assert await ledger.outcomes(calls) == ["here"] * _CALLS
     assert sorted(runs) == [(number, 1) for number in range(_CALLS)]
     statistics = serving.statistics()
