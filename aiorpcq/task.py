@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
@@ -196,7 +197,7 @@ class StateStream:
     lets go of the task; so does dropping the stream.
     """
 
-    __slots__ = ("_call", "_find", "_overflow", "_position", "_router", "_session")
+    __slots__ = ("_call", "_find", "_loop", "_overflow", "_position", "_router", "_session")
 
     def __init__(self, session: Session, find: Callable[[], Call], overflow: Overflow) -> None:
         self._call: Call | None = None
@@ -205,6 +206,7 @@ class StateStream:
             raise ValueError(f"overflow: {overflow!r} is none of {', '.join(get_args(Overflow))}")
         self._session = session
         self._router = session.router()
+        self._loop = asyncio.get_running_loop()
         self._overflow = overflow
         self._position = 0
 
@@ -244,7 +246,10 @@ class StateStream:
         self._leave()
 
     def __del__(self) -> None:
-        self._leave()
+        # The garbage collector comes in any thread, and in the loop's own in the midst of anything.
+        if self._call is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing is held any more
+                self._loop.call_soon_threadsafe(unfollow, self._session, self._router, self._call)
 
     def _begin(self) -> Call:
         """Find the call at the first step, so that a stream nobody iterates leaves nothing behind."""

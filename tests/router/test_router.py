@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+import threading
 from uuid import uuid4
 
 import pytest
 
 from aiorpcq import Client, Codecs
+from aiorpcq.protocol.calls import Call
 from aiorpcq.protocol.messages import StateMessage
 from aiorpcq.protocol.wire import encode_state
 
@@ -46,3 +48,27 @@ def test_a_stream_that_outlives_its_client_or_event_loop_is_dropped_in_silence(
     kept.clear()
     gc.collect()
     assert raised == []
+
+
+async def test_a_stream_that_another_thread_drops_is_left_in_the_loops_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector runs in whichever thread comes to it."""
+    left: asyncio.Queue[int] = asyncio.Queue()
+    async with Client(f"memory://{uuid4().hex}", timeout=None) as client:
+        router = client._session.router()
+
+        def leave(call: Call) -> None:
+            left.put_nowait(threading.get_ident())
+
+        monkeypatch.setattr(router, "leave", leave)
+        states = client.stream("t")
+        reading = asyncio.ensure_future(anext(states))
+        await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait([reading])
+        kept = [states]
+        del states, reading
+        thread = threading.Thread(target=kept.clear)
+        thread.start()
+        thread.join()
+        assert left.empty()
+        assert await asyncio.wait_for(left.get(), 10) == threading.get_ident()
