@@ -74,11 +74,7 @@ async def next_generation(client: Client, generation: int = 2) -> None:
 @contextlib.asynccontextmanager
 async def kept_apart(party: Client | Worker) -> AsyncIterator[None]:
     """Keep *party* from connecting again until the end of the block; it might, before a test has seen the loss."""
-    if isinstance(party, Client):
-        supervisor = party._session.router()._supervisor
-    else:
-        assert party._parts is not None
-        supervisor = party._parts.supervisor
+    supervisor = party._session.router()._supervisor if isinstance(party, Client) else party._started.supervisor
     reconnect, allowed = supervisor._reconnect, asyncio.Event()
 
     async def reconnect_when_allowed() -> Link:
