@@ -373,7 +373,7 @@ class Executor:
         """Give back a request that was not begun, or is to begin again, and whose lost runs are counted."""
         self._table.abandon(execution)
         full = Overloaded("the worker stops, and the queue does not take the request back")
-        full.maybe_executed = execution.attempt > 1 or execution.losses > 0
+        full.maybe_executed = execution.may_have_run
         refused = partial(self._publisher.reject, execution, full)
         self._republisher.hand_back(places.service, execution, refused)
 

@@ -102,8 +102,7 @@ class Intake:
             return PayloadTooLarge(f"the body has {oversize} bytes, the limit max_size is {self._options.max_size}")
         if method is None:
             return MethodNotFound(f"the service has no method {execution.request.method!r}")
-        maybe_executed = execution.losses > 0 or execution.delivery.redelivered
-        return DeadlineExceeded("the deadline was past before the run", maybe_executed=maybe_executed)
+        return DeadlineExceeded("the deadline was past before the run", maybe_executed=execution.may_have_run)
 
     def _admit(self, places: Places, execution: Execution, method: Method) -> bool:
         """Decide about a request that was published or delivered before; tell whether it is to run here and now."""

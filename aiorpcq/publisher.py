@@ -131,8 +131,8 @@ class ResultPublisher:
         A refusal of what was not run and may be tried again is not kept: who tries again under the same id wants a run.
         """
         if execution.phase in _UNANSWERED:
-            if execution.attempt > 1 or execution.losses or execution.delivery.redelivered:
-                error.maybe_executed = True  # an earlier attempt has run, or one that was lost
+            if execution.may_have_run:
+                error.maybe_executed = True
             self._fail(execution, describe_error(error), kept=error.maybe_executed or not error.retryable)
 
     def revoke(self, execution: Execution) -> None:

@@ -30,7 +30,7 @@ class Message:
 
     exchange = "rpc.control"
     routing_key = "all"
-    redelivered = requeued = False
+    redelivered = requeued = is_void = False
 
     def __init__(self, properties: Properties, body: bytes = b"", oversize: int = 0) -> None:
         self.properties = properties

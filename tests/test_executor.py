@@ -41,7 +41,7 @@ class HandMade:
 
     exchange = "rpc"
     routing_key = "rpc:default"
-    redelivered = requeued = False
+    redelivered = requeued = is_void = False
     oversize = 0
 
     def __init__(self, properties: Properties, body: bytes) -> None:
@@ -323,6 +323,32 @@ async def test_a_run_that_expires_while_it_waits_for_a_thread_is_known_not_to_ha
             for answer in answers
         }
         assert executed == {"0": True, "1": False}
+
+
+@pytest.mark.parametrize("sign", ["its delivery is void", "a later attempt has come"])
+async def test_a_run_that_expires_before_it_has_begun_may_have_run_elsewhere(sign: str) -> None:
+    """The broker has given its request to another worker, or that one has given it back."""
+    service, begun, go_on = Service(), threading.Event(), threading.Event()
+
+    @service.method
+    def run() -> None:
+        begun.set()
+        go_on.wait()
+
+    async with bench(service) as made:
+        made.deliver("holds the only thread")
+        await asyncio.to_thread(begun.wait)
+        waiting = made.deliver("t", expiration=0.05)
+        if sign == "its delivery is void":
+            waiting.is_void = True
+        else:
+            made.deliver("t", attempt=2)
+            assert (await made.replies.get()).properties.type == "STARTED"  # for the caller to repeat a cancel
+        said = await made.failure()
+        go_on.set()
+        assert (said["message"], said["maybe_executed"]) == ("the deadline passed before the run", True)
+        await asyncio.gather(*made.executor.tasks)
+        await made.settle()
 
 
 async def test_a_run_that_is_revoked_before_its_first_step_runs_nothing() -> None:

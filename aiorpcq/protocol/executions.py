@@ -77,7 +77,7 @@ class Execution:
     *delivery* and *task* are the shell's: what to acknowledge, and what runs. *acknowledged* says that the first was
     done before the run, *begun* that the run had its first step. *deadline* and *received_at* are on the monotonic
     clock. *origin* is the reply queue the request was first sent with, *reply_to* where its caller is now. *losses*
-    are its runs that ended without an answer.
+    are its runs that ended without an answer; *overtaken* says that a later attempt of it came while this one was here.
     """
 
     __slots__ = (
@@ -90,6 +90,7 @@ class Execution:
         "key",
         "losses",
         "origin",
+        "overtaken",
         "phase",
         "received_at",
         "reply_to",
@@ -119,12 +120,20 @@ class Execution:
         self.acknowledged = False
         self.answered_at: float | None = None
         self.begun = False
+        self.overtaken = False
         self.deadline = deadline
         self.slot = 0
         self.phase = _RUNNING
         self.sequence = 0
         self.task: Any = None
         self.terminal: StateMessage | None = None
+
+    @property
+    def may_have_run(self) -> bool:
+        """Whether there may have been a run before this one, or may be one elsewhere."""
+        delivery = self.delivery
+        before: bool = delivery.redelivered or delivery.is_void
+        return before or self.attempt > 1 or self.losses > 0 or self.overtaken
 
 
 class ExecutionTable:
@@ -175,6 +184,8 @@ class ExecutionTable:
             if running.origin == origin:
                 if execution.reply_to != origin:
                     running.reply_to = execution.reply_to
+                if execution.attempt > running.attempt or execution.losses > running.losses:
+                    running.overtaken = True
                 return Verdict.ADOPTED, running
             return Verdict.REFUSED, execution
         terminal = self.cache.get(key, execution.task_id, origin, execution.attempt)

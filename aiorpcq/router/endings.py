@@ -50,11 +50,11 @@ def refused_error(call: Call, publication: Publication, outcome: Outcome, *, rep
 def returned_error(call: Call, properties: Properties, *, repeated: bool) -> RPCError:
     """Return what it is to *call* that its request came back.
 
-    It was not run by way of this message. Where it was *repeated*, or had been published or run before, it may have
-    been run by way of another.
+    It was not run by way of this message. Where it was *repeated*, had been published or run before, or a worker has
+    said that it received it, it may have been run by way of another.
     """
     task_id, reason = call.task_id, return_reason(properties.headers)
-    maybe_executed = repeated or _was_out_before(properties)
+    maybe_executed = repeated or call.name != PENDING or _was_out_before(properties)
     if reason is ReturnReason.EXPIRED:
         text = "the request expired in its queue"
         return DeadlineExceeded(text, task_id=task_id, maybe_executed=maybe_executed)

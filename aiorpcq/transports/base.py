@@ -46,6 +46,13 @@ class Delivery(Protocol):
     def routing_key(self) -> str: ...
 
     @property
+    def is_void(self) -> bool:
+        """Whether its channel was closed, alone or with the link, before it was settled.
+
+        The broker delivers the message again, to whomever, if it still has it.
+        """
+
+    @property
     def requeued(self) -> bool:
         """Whether the broker has taken it back unsettled, its channel being closed while the link stands.
 

@@ -19,7 +19,7 @@ from aiorpcq import (
     Service,
 )
 
-from .parties import BystanderFactory, ClientFactory, Gate, WorkerFactory, body_of, calculator, request_for
+from .parties import BystanderFactory, ClientFactory, Gate, WorkerFactory, body_of, calculator, eventually, request_for
 
 
 async def test_a_call_without_an_answer_ends_at_its_deadline(
@@ -66,6 +66,23 @@ async def test_a_request_that_expires_in_its_queue_is_known_not_to_have_run(
         await caller.call("idle.method")
     assert not caught.value.maybe_executed
     assert caller.statistics().returned == 1
+
+
+async def test_a_request_that_comes_back_after_a_worker_said_to_have_it_may_have_run(
+    client: ClientFactory, bystander: BystanderFactory
+) -> None:
+    """The worker has lost it, and it has expired or was rejected since."""
+    stranger = await bystander()
+    service = await stranger.serve("odd")
+    task = await (await client()).submit("odd.method")
+    delivery = await service.next()
+    assert delivery.properties.reply_to is not None
+    await stranger.state(delivery.properties.reply_to, task.id, "STARTED", sequence=1)
+    await eventually(lambda: task.state == "STARTED")
+    delivery.nack(requeue=False)
+    with pytest.raises(Rejected) as caught:
+        await task
+    assert caught.value.maybe_executed
 
 
 async def test_an_expired_request_is_not_run_by_a_worker_that_comes_later(

@@ -258,6 +258,22 @@ def test_a_later_attempt_of_what_runs_is_adopted() -> None:
     assert table.begin(request(attempt=2), "second", None, 0.0) == (Verdict.ADOPTED, execution)
 
 
+@pytest.mark.parametrize(
+    ("again", "overtaken"),
+    [
+        (request(), False),
+        (request(attempt=2), True),
+        (request(history=History(losses=1)), True),
+    ],
+)
+def test_what_a_later_attempt_comes_for_is_known_to_have_run_elsewhere(again: Request, overtaken: bool) -> None:
+    table = ExecutionTable(CacheLimits())
+    _, execution = table.begin(request(), "first", None, 0.0)
+    table.begin(again, "second", None, 0.0)
+    table.begin(request(), "third", None, 0.0)
+    assert execution.overtaken is overtaken
+
+
 def test_an_earlier_attempt_than_the_one_that_has_ended_is_answered() -> None:
     table = ExecutionTable(CacheLimits())
     _, execution = table.begin(request(attempt=2), "first", None, 0.0)

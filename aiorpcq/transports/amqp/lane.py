@@ -75,6 +75,12 @@ class LaneDelivery:
         return delivery_route(self._method)[1]
 
     @property
+    def is_void(self) -> bool:
+        """See `Delivery`."""
+        lane = self._lane
+        return lane is not None and lane.closed is not None
+
+    @property
     def requeued(self) -> bool:
         """See `Delivery`."""
         lane = self._lane

@@ -85,6 +85,11 @@ class MemoryDelivery:
             consumer.give_back(self, requeue)
 
     @property
+    def is_void(self) -> bool:
+        """See `Delivery`."""
+        return self._taken_from is not None
+
+    @property
     def requeued(self) -> bool:
         """See `Delivery`."""
         return self._taken_from is not None and not self._taken_from.is_lost

@@ -57,10 +57,10 @@ async def test_deliveries_in_hand_are_void_and_come_again(bench: Bench, link: Li
     for body in (b"1", b"2", b"3"):
         await publish(link, "q", body)
     in_hand: list[Delivery] = list(await consuming.inbox.wait(3))
-    assert not any(delivery.requeued for delivery in in_hand)
+    assert not any(delivery.requeued or delivery.is_void for delivery in in_hand)
     await bench.close_channel(link)
     assert await consuming.bodies(6) == [b"1", b"2", b"3"] * 2
-    assert all(delivery.requeued for delivery in in_hand)
+    assert all(delivery.requeued and delivery.is_void for delivery in in_hand)
     again: list[Delivery] = consuming.inbox.items[3:]
     assert all(delivery.redelivered for delivery in again)
     for delivery in in_hand:
@@ -76,7 +76,7 @@ async def test_deliveries_in_hand_are_void_and_come_again(bench: Bench, link: Li
     assert (status.messages, status.consumers, link.lost.done()) == (0, 1, False)
 
 
-async def test_what_is_settled_is_not_requeued_and_the_rest_is_as_long_as_the_link_stands(
+async def test_what_is_settled_is_not_requeued_and_the_rest_is_void_and_is_as_long_as_the_link_stands(
     bench: Bench, link: Link
 ) -> None:
     inbox, replies, ended = Inbox(), Inbox(), Inbox()
@@ -94,6 +94,7 @@ async def test_what_is_settled_is_not_requeued_and_the_rest_is_as_long_as_the_li
     assert [delivery.requeued for delivery in deliveries] == [False, False, False, True]
     await link.close()
     assert not any(delivery.requeued for delivery in deliveries)
+    assert [delivery.is_void for delivery in deliveries] == [False, False, False, True]
 
 
 async def test_under_load_every_publication_settles_and_every_confirmed_one_arrives(bench: Bench, link: Link) -> None:
