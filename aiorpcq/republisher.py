@@ -2,8 +2,8 @@
 
 A nack with requeue would mark a request as delivered before, as if it had run. So what was not begun is published again
 as it was; what has lost a run, with that counted; what is to run later, to a delay queue; what is suspected of killing
-its workers, to the dead letters. What was not begun is left alone once the broker has it again, its channel being
-closed: there would be two of it.
+its workers, to the dead letters. What the broker has again already, its channel being closed, is left alone: there
+would be two of it.
 """
 
 from __future__ import annotations
@@ -279,9 +279,8 @@ class Republisher:
                 self._give_up(way)
             self._settle(way)
 
-        link, execution = self._link, way.execution
-        # What was begun goes out all the same: redelivered here, the request is superseded by its next attempt.
-        if link is None or (execution.delivery.requeued and not execution.begun):
+        link = self._link
+        if link is None or way.execution.delivery.requeued:
             way.otherwise()
             return
         way.publication.settled = settled

@@ -150,10 +150,12 @@ async def test_without_a_link_nothing_is_done_since_the_broker_delivers_again() 
         assert made.unsettled() == 1
 
 
-async def test_what_was_not_begun_and_the_broker_has_taken_back_is_not_published_again() -> None:
+@pytest.mark.parametrize("begun", [False, True])
+async def test_what_the_broker_has_taken_back_is_not_published_again(begun: bool) -> None:
     """There would be two of it: its channel was closed, and the link stands."""
     async with bench() as made:
         execution = await made.execution()
+        execution.begun = begun
         made.broker.close_channels()
         await made.give_back_in_vain(execution)
         ready = {name: queue.depth for name, queue in made.broker.statistics().queues.items() if queue.depth}

@@ -146,6 +146,31 @@ async def test_a_drain_ends_in_time_without_a_connection(
     assert await answer_to(replies, "t") == ("SUCCESS", "done")
 
 
+async def test_a_run_whose_channel_is_closed_in_the_grace_goes_back_once(
+    worker: WorkerFactory, bystander: BystanderFactory, breaking: Breaking
+) -> None:
+    """The broker has it again; a copy of it would run beside it."""
+    gate, service, stranger = Gate(), Service(), await bystander()
+
+    @service.method
+    async def work() -> None:
+        await gate.wait()
+
+    stopping = await worker(service, grace=60)
+    await stranger.request(request_for("work", task_id="t", reply_to=None))
+    await gate.entered()
+    closing = asyncio.ensure_future(stopping.aclose())
+    await eventually(lambda: stopping._hurry is not None)
+    (execution,) = stopping._started.table.running.values()
+    await breaking.close_channels("worker")
+    await eventually(lambda: execution.delivery.requeued)
+    assert stopping._hurry is not None
+    stopping._hurry.set()
+    await closing
+    assert await ready(stranger) == 1
+    assert (await take(stranger)).redelivered
+
+
 async def test_a_worker_that_was_told_twice_does_not_wait_for_its_grace(
     worker: WorkerFactory, bystander: BystanderFactory
 ) -> None:
