@@ -41,6 +41,8 @@ async def attempt(
                 await _check_workers(session, router, route, until)
             if session.waits:
                 await router.waitlist.enter(session, session.max_pending, until)
+            if session.is_closed:
+                raise ConnectionLost("the client was closed")
             remaining = None if until is None else max(0.0, until - router.now())
             try:
                 value = await perform(replace(options, timeout=remaining, retries=0, require_workers=False))
@@ -83,8 +85,9 @@ async def _check_workers(session: Session, router: ReplyRouter, route: Route, un
     except ConnectFailed:
         return
     finally:
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
+        if not asking.done():
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
     if status is None:
         raise Unroutable(f"no worker of service {route.service!r} has run on this broker: there is no queue {queue!r}")
     if status.consumers == 0:

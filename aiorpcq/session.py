@@ -58,7 +58,6 @@ class Session:
     """
 
     __slots__ = (
-        "_closing",
         "_forks",
         "_idempotent",
         "_lease",
@@ -67,6 +66,7 @@ class Session:
         "_releasing",
         "_router",
         "_routes",
+        "_waiting",
         "backlog",
         "codecs",
         "encode_request",
@@ -116,7 +116,7 @@ class Session:
         self._routes: dict[str, Route] = {}
         self._forks = 0
         self._opening: object | None = None
-        self._closing: asyncio.Future[None] | None = None
+        self._waiting: set[asyncio.Future[None]] = set()
 
     def __repr__(self) -> str:
         return repr(self._router) if self._router is not None else "nothing: it is not open"
@@ -136,7 +136,6 @@ class Session:
                 self._opening = None
         self._lease, self._router = lease, lease.router
         self.loop = asyncio.get_running_loop()
-        self._closing = self.loop.create_future()
         self._forks = _forks
 
     async def close(self) -> None:
@@ -146,11 +145,12 @@ class Session:
         """
         self._opening = None
         if self._router is not None and self._forks == _forks:
-            router, lease, closing = self.router(), self._lease, self._closing
+            router, lease = self.router(), self._lease
             assert lease is not None
-            assert closing is not None
             self._router = self._lease = None
-            closing.set_result(None)
+            for waiting in self._waiting:
+                waiting.set_result(None)
+            self._waiting.clear()
             router.close_calls(self)
             self._releasing = asyncio.get_running_loop().create_task(lease.release(), name="aiorpcq client close")
         self._router = self._lease = None
@@ -191,9 +191,15 @@ class Session:
 
         Cancelling the wait leaves *work* alone.
         """
-        closing = self._closing
-        assert closing is not None
-        await asyncio.wait((closing, *work), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if self.is_closed:
+            return True
+        # One for each wait: to take a callback off a future that all shared would cost as much as there are.
+        closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(closing)
+        try:
+            await asyncio.wait((closing, *work), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._waiting.discard(closing)
         return closing.done()
 
     def mark_read(self, task_id: str) -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from aiorpcq import CodecError, ConnectionLost, DeadlineExceeded, NoWorkers, Overloaded, Service, Unroutable
+from aiorpcq import Client, CodecError, ConnectionLost, DeadlineExceeded, NoWorkers, Overloaded, Service, Unroutable
 
 from .breaking import Breaking, kept_apart, next_generation
 from .parties import BystanderFactory, ClientFactory, Gate, WorkerFactory, calculator, eventually
@@ -202,6 +202,23 @@ async def test_with_workers_the_call_is_made(client: ClientFactory, worker: Work
     await worker(calculator())
     caller = (await client()).with_options(require_workers=True)
     assert await caller.call("add", 1, 2) == 3
+    assert not caller._session._waiting
+
+
+@pytest.mark.parametrize("turns", range(1, 10))
+async def test_a_call_whose_client_is_closed_between_two_of_its_steps_says_so(
+    client: ClientFactory, worker: WorkerFactory, url: str, turns: int
+) -> None:
+    await worker(calculator())
+    caller = Client(url, max_pending=1, when_full="wait")
+    async with caller:
+        call = asyncio.ensure_future(caller.with_options(require_workers=True).call("add", 1, 2))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    try:
+        assert await call == 3
+    except ConnectionLost as error:
+        assert "the client was closed" in str(error)  # noqa: PT017 - it may as well have been in time
 
 
 async def test_workers_that_come_are_found_by_trying_again(
