@@ -287,12 +287,17 @@ class Recovery:
             status = await link.inspect(self._names.service_queue(service).name)
             if status is not None and status.messages:
                 asked.heard(task_ids, self._loop.time())
-        silent = [call for call in asked.silent(self._loop.time(), self.patience) if call.route is not None]
+        silent = self._silent(asked)
         if silent and await self._any_delayed(link):
             asked.heard((call.task_id for call in silent), self._loop.time())
             return
+        if silent:
+            silent = self._silent(asked)  # a worker may have answered meanwhile
         for call in silent:
             self._fail(call, unknown_error(call, before))
+
+    def _silent(self, asked: _Asked) -> list[Call]:
+        return [call for call in asked.silent(self._loop.time(), self.patience) if call.route is not None]
 
     async def _any_delayed(self, link: Link) -> bool:
         """Tell whether a request waits, in a queue for delays, to be run again; whose it is cannot be seen."""

@@ -11,10 +11,14 @@ from uuid import uuid4
 import pytest
 
 from aiorpcq.errors import ConnectionLost, RPCError
+from aiorpcq.protocol import claims
 from aiorpcq.protocol.calls import Call, Sending
+from aiorpcq.protocol.control import Answer
 from aiorpcq.protocol.messages import Outcome, Properties, Publication
 from aiorpcq.protocol.topology import Names, Queue
 from aiorpcq.router.recovery import Recovery
+from aiorpcq.session import Route
+from aiorpcq.transports.base import Link
 from aiorpcq.transports.memory import MemoryLink, MemoryTransport
 
 _MAX_SIZE = 100
@@ -78,3 +82,28 @@ async def test_a_request_that_cannot_be_sent_again_does_not_keep_the_others(
         assert error.maybe_executed
     else:
         assert bench.failed == []
+
+
+async def test_an_answer_that_comes_while_the_queues_for_delays_are_looked_at_keeps_its_call(
+    bench: Bench, link: MemoryLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are a dozen of them to be looked at, one after the other."""
+    recovery, looks = bench.recovery, asyncio.Queue[None]()
+    call = Call("t", None, None)
+    call.origin, call.sending = "former", Sending.CONFIRMED
+    call.route = Route("rpc:odd", "one", "odd", idempotent=False)
+
+    async def look(_: Link) -> bool:
+        looks.put_nowait(None)
+        recovery.on_held(Answer("held", "client-held", "worker", ["t"]))
+        return False
+
+    monkeypatch.setattr(recovery, "_any_delayed", look)
+    monkeypatch.setattr(claims, "_DELAYS", (0.001,))
+    recovery.patience = 0.0
+    recovery.claim(call)
+    recovery.connected(link, "present", "present")
+    async with asyncio.timeout(30):
+        for _ in range(2):
+            await looks.get()
+    assert bench.failed == []
