@@ -268,6 +268,8 @@ def _plain(value: Any, depth: int) -> Any:
 def _shown(value: Any) -> str:
     try:
         return repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deep to be shown"
     except ValueError:  # Python does not print an integer of more than 4,300 digits
         return f"a {type(value).__name__} with an integer too long to be shown"
 

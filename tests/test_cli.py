@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from aiorpcq import Codecs
-from aiorpcq.__main__ import main
+from aiorpcq.__main__ import _shown, main
 from aiorpcq.compiled import COMPILED
 from aiorpcq.protocol.deadletters import bury
 from aiorpcq.protocol.messages import Outcome, Properties, Publication
@@ -269,3 +269,10 @@ def test_what_json_cannot_hold_is_shown_as_text(url: str, capsys: pytest.Capture
     assert shown["arguments"]["args"] == [hex(10**5000), "nan", "-inf", [["1", "b"], ["1", "c"]]]
     assert run(url, "show", "a") == 0
     assert "too long to be shown" in capsys.readouterr().out
+
+
+def test_what_is_nested_too_deep_for_python_is_said_to_be() -> None:
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+    assert _shown(nested) == "a list nested too deep to be shown"
