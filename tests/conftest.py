@@ -6,7 +6,8 @@ import asyncio
 import gc
 import itertools
 import os
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import hypothesis
 import pytest
 import pytest_asyncio
 
+from aiorpcq.transports.amqp.stream import LaneProtocol
 from hatch_build import MODULES
 from tests.node import Cluster, Node
-from tests.skipping import skip_time
+from tests.skipping import jumping, skip_time
 
 # The same examples every time, and as long as they take: HYPOTHESIS_PROFILE=explore looks for new ones.
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)
@@ -132,6 +134,29 @@ def cluster(_module_cluster: Cluster) -> Cluster:
     _module_cluster.wait_running(_module_cluster.nodes)
     _module_cluster.nodes[0].reset()
     return _module_cluster
+
+
+@pytest.fixture
+async def jump() -> Callable[[float], None]:
+    """Moves the clock of the event loop ahead by some seconds; see `jumping`."""
+    return jumping(asyncio.get_running_loop())
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Counter[float]:
+    """How often links have looked whether their broker is silent, by the seconds of their heartbeat.
+
+    That is what they count the silence by: a machine that stands still makes it longer, but no more looks.
+    """
+    counted: Counter[float] = Counter()
+    watch = LaneProtocol._watch
+
+    def counting(protocol: LaneProtocol, heartbeat: float) -> None:
+        counted[heartbeat] += 1
+        watch(protocol, heartbeat)
+
+    monkeypatch.setattr(LaneProtocol, "_watch", counting)
+    return counted
 
 
 @pytest.fixture

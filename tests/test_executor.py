@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from aiorpcq import CacheLimits, Codecs, Context, Retry, Service
+from aiorpcq import CacheLimits, Codecs, Context, Retry, Service, quarantine
 from aiorpcq.executor import Executor
 from aiorpcq.intake import Intake
 from aiorpcq.places import Places, RunOptions
@@ -539,7 +539,10 @@ async def test_what_goes_back_for_another_reason_holds_up_no_run_alone() -> None
 
 
 @pytest.mark.parametrize("end", ["cancel", "drain", "deadline"])
-async def test_a_run_alone_that_is_not_to_begin_any_more_waits_for_nobody(end: str) -> None:
+async def test_a_run_alone_that_is_not_to_begin_any_more_waits_for_nobody(
+    monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(quarantine, "_PATIENCE", 600.0)
     service = Service()
 
     @service.method
@@ -558,7 +561,7 @@ async def test_a_run_alone_that_is_not_to_begin_any_more_waits_for_nobody(end: s
             made.executor.drain([made.places])
         elif end == "drain":
             made.executor.drain([made.places])
-        async with asyncio.timeout(1.0):
+        async with asyncio.timeout(10):
             await asyncio.gather(*made.executor.tasks)
         assert (made.places.free, made.executor._quarantine.running) == (_CONCURRENCY, 0)
         made.broker.unblock()

@@ -10,13 +10,14 @@ from typing import Final, Literal
 import pytest
 
 from aiorpcq import Client, Worker
+from aiorpcq.protocol.calls import Sending
 from aiorpcq.transports.base import Link
 from aiorpcq.transports.memory import BrokerLink, MemoryBroker, memory_broker
 from tests.node import Node
 
 from .parties import eventually
 
-__all__ = ["Breaking", "kept_apart", "next_generation"]
+__all__ = ["Breaking", "kept_apart", "next_generation", "only_lost"]
 
 Side = Literal["client", "worker"]
 
@@ -69,6 +70,12 @@ class Breaking:
 async def next_generation(client: Client, generation: int = 2) -> None:
     """Wait until *client* is connected again."""
     await eventually(lambda: client.statistics().generation == generation and client.health().ready)
+
+
+async def only_lost(client: Client) -> None:
+    """Wait until nothing is pending of *client* but calls whose requests the broker may not have."""
+    pending = client._session.router().table.pending
+    await eventually(lambda: all(call.sending is Sending.LOST for call in pending.values()))
 
 
 @contextlib.asynccontextmanager

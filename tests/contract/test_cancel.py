@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -100,9 +100,17 @@ async def test_cancelling_an_awaited_call_stops_its_method(client: ClientFactory
     interrupted = Interrupted()
     await worker(interrupted.service)
     caller = await client()
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.2):
+    limit = asyncio.timeout(None)
+
+    async def call() -> None:
+        async with limit:
             await caller.call("wait")
+
+    calling = asyncio.ensure_future(call())
+    await interrupted.gate.entered()
+    limit.reschedule(asyncio.get_running_loop().time())
+    with pytest.raises(TimeoutError):
+        await calling
     await asyncio.wait_for(interrupted.stopped.wait(), 5)
     assert (caller.statistics().pending, caller.statistics().cancelled) == (0, 1)
 
@@ -301,11 +309,14 @@ async def test_a_cancel_of_what_was_not_sent_ends_it_and_nothing_is_sent(
 
 
 @pytest.mark.parametrize("way", ["deadline", "stream", "result", "closing"])
-async def test_other_ends_of_a_wait_are_no_cancel(client: ClientFactory, understudy: Understudy, way: str) -> None:
+async def test_other_ends_of_a_wait_are_no_cancel(
+    client: ClientFactory, understudy: Understudy, jump: Callable[[float], None], way: str
+) -> None:
     await understudy.serve("odd")
-    caller, staying = await client(timeout=0.1 if way == "deadline" else 30), await client()
+    caller, staying = await client(timeout=10), await client()
     task = await caller.submit("odd.one")
     if way == "deadline":
+        jump(11)
         with pytest.raises(DeadlineExceeded):
             await task
     elif way == "stream":

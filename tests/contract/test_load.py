@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -67,19 +68,23 @@ async def test_whoever_waits_for_room_gets_it_or_is_overloaded_at_the_deadline(
 
 @pytest.mark.parametrize("ending", ["cancel", "deadline", "forget", "returned"])
 async def test_every_end_of_a_call_makes_room(
-    client: ClientFactory, worker: WorkerFactory, bystander: BystanderFactory, ending: str
+    client: ClientFactory,
+    worker: WorkerFactory,
+    bystander: BystanderFactory,
+    jump: Callable[[float], None],
+    ending: str,
 ) -> None:
     await worker(calculator())
     service = await (await bystander()).serve("silent")
     caller = await client(max_pending=1, when_full="wait")
-    first = asyncio.ensure_future(
-        caller.with_options(task_id="first", timeout=0.2 if ending == "deadline" else 30).call("silent.one")
-    )
+    first = asyncio.ensure_future(caller.with_options(task_id="first", timeout=10).call("silent.one"))
     delivery = await service.next()
     second = asyncio.ensure_future(caller.call("add", 1, 2))
     await eventually(lambda: caller.statistics().waiting == 1)
     if ending == "cancel":
         first.cancel()
+    elif ending == "deadline":
+        jump(11)
     elif ending == "forget":
         caller.forget("first")
     elif ending == "returned":
@@ -284,6 +289,11 @@ async def test_what_could_not_be_sent_by_its_deadline_was_not_run(
 # --- health, and what workers say
 
 
+def answers(caller: Client) -> int:
+    """Return how many answers there are to what *caller* asks."""
+    return sum(map(len, caller._session.router()._inquiries._open.values()))
+
+
 async def test_health_says_why_a_client_is_not_ready(
     client: ClientFactory, bystander: BystanderFactory, breaking: Breaking
 ) -> None:
@@ -300,17 +310,21 @@ async def test_health_says_why_a_client_is_not_ready(
 
 
 @pytest.mark.parametrize("reply_queue", ["exclusive", "direct"])
-async def test_workers_say_what_they_are(url: str, client: ClientFactory, reply_queue: str) -> None:
+async def test_workers_say_what_they_are(
+    url: str, client: ClientFactory, jump: Callable[[float], None], reply_queue: str
+) -> None:
     caller = await client(reply_queue=reply_queue)
     async with Understudy.connected(url) as understudy:
         assert isinstance(understudy, Understudy)
         await understudy.listen()
-        asking = asyncio.ensure_future(caller.workers(0.3))
+        asking = asyncio.ensure_future(caller.workers(10))
         inquiry = await understudy.inquiry()
         assert inquiry.question == "info"
         await understudy.answer(inquiry, "one", {"services": ["math"], "started": 7})
         await understudy.answer(inquiry, "one", {"services": []})
         await understudy.answer(inquiry, "two", "nonsense")
+        await eventually(lambda: answers(caller) == 2)
+        jump(11)
         workers = {worker.worker_id: worker for worker in await asking}
         assert workers.keys() == {"one", "two"}
         assert (workers["one"].services, workers["one"].value["started"]) == (("math",), 7)
@@ -325,10 +339,15 @@ async def test_workers_are_asked_for_a_time(client: ClientFactory, timeout: floa
         await (await client()).workers(timeout)
 
 
-async def test_a_worker_is_among_those_that_answer(client: ClientFactory, worker: WorkerFactory) -> None:
+async def test_a_worker_is_among_those_that_answer(
+    client: ClientFactory, worker: WorkerFactory, jump: Callable[[float], None]
+) -> None:
     serving = await worker(calculator(), calculator("math"))
     caller = await client()
-    workers = await caller.workers(0.5)
+    asking = asyncio.ensure_future(caller.workers(10))
+    await eventually(lambda: answers(caller) == 1)
+    jump(11)
+    workers = await asking
     assert [info.worker_id for info in workers] == [serving.id]
     assert set(workers[0].services) == {"default", "math"}
 

@@ -147,7 +147,7 @@ async def test_a_claim_names_the_old_queue_the_present_one_and_the_calls(
 ) -> None:
     service = await understudy.serve("odd")
     caller = await client()
-    call = asyncio.ensure_future(caller.call("odd.one"))
+    task = await caller.submit("odd.one")
     task_id, origin = identity(await service.next())
     await breaking.cut("client")
     claim = await understudy.claim()
@@ -155,7 +155,7 @@ async def test_a_claim_names_the_old_queue_the_present_one_and_the_calls(
     assert claim.reply_to != origin
     assert 25 < claim.expires <= 30.1
     await understudy.state(claim.reply_to, task_id, "SUCCESS", "answered")
-    assert await call == "answered"
+    assert await task == "answered"
     await eventually(lambda: caller.statistics().resumed == 1)
 
 
@@ -164,7 +164,7 @@ async def test_claims_are_repeated_until_the_call_is_settled_and_keep_the_first_
 ) -> None:
     service = await understudy.serve("odd")
     caller = await client()
-    call = asyncio.ensure_future(caller.call("odd.one"))
+    task = await caller.submit("odd.one")
     task_id, origin = identity(await service.next())
     await breaking.cut("client")
     first, again = await understudy.claim(), await understudy.claim()
@@ -175,7 +175,7 @@ async def test_claims_are_repeated_until_the_call_is_settled_and_keep_the_first_
         claim = await understudy.claim()
     assert claim.origin == origin
     await understudy.state(claim.reply_to, task_id, "SUCCESS")
-    await call
+    await task
     await eventually(lambda: caller.statistics().resumed == 1)
 
 

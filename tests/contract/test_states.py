@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -712,18 +713,19 @@ async def test_what_passes_a_bound_of_the_buffer_goes_oldest_first_and_is_counte
 
 
 async def test_what_a_reader_leaves_at_its_deadline_is_parked_once(
-    client: ClientFactory, bystander: BystanderFactory
+    client: ClientFactory, bystander: BystanderFactory, jump: Callable[[float], None]
 ) -> None:
     stranger, caller = await bystander(), await client()
     replies = await stranger.reply_queue_of(caller)
     await stranger.state(replies, "early", "PROGRESS", 50, sequence=1)
     await eventually(lambda: caller.statistics().parked == 1)
     size = caller.statistics().out_of_band_size
-    states = caller.with_options(timeout=1).stream("later")
+    states = caller.with_options(timeout=10).stream("later")
     first = asyncio.ensure_future(anext(states))
     await eventually(lambda: caller.statistics().pending == 1)
     await stranger.state(replies, "later", "PROGRESS", 50, sequence=1)
     await first
+    jump(11)
     with pytest.raises(DeadlineExceeded):
         await anext(states)
     assert (caller.statistics().out_of_band, caller.statistics().out_of_band_size) == (2, 2 * size)

@@ -15,7 +15,7 @@ from aiorpcq.retry import Busy, Retry, RetryPolicy
 from aiorpcq.testing import memory_broker
 
 from .breaking import Breaking
-from .parties import BystanderFactory, ClientFactory, Gate, WorkerFactory, eventually, request_for
+from .parties import PATIENCE, BystanderFactory, ClientFactory, Gate, WorkerFactory, eventually, request_for
 from .workbench import answer_to, lose_run, ready
 
 DELAY_QUEUE = "rpc.retry.100"
@@ -214,12 +214,21 @@ async def test_a_request_whose_time_is_over_when_it_comes_back_is_not_run(
 async def test_a_request_that_was_held_still_returns_to_its_sender(
     worker: WorkerFactory, bystander: BystanderFactory
 ) -> None:
-    trying, stranger = Trying(Retry(delay=0.1), message_ttl=0.3), await bystander()
-    serving = await worker(trying.service)
+    gate, service, stranger = Gate(), Service(message_ttl=0.3), await bystander()
+
+    @service.method
+    async def work() -> None:
+        await gate.wait()
+        raise Retry(delay=0.1)
+
+    serving = await worker(service, grace=PATIENCE)
     replies = await stranger.reply_queue()
     await stranger.request(request_for("work", task_id="t", reply_to=replies.name, expiration=30.0))
-    await eventually(lambda: serving.statistics().republisher.retried == 1)
-    await serving.aclose()
+    await gate.entered()
+    closing = asyncio.ensure_future(serving.aclose())
+    await eventually(lambda: serving.health().reason == "draining")  # what is held does not come to it any more
+    gate.open()
+    await closing
     returned = await replies.next()
     assert return_reason(returned.properties.headers) is ReturnReason.EXPIRED
     assert (returned.properties.correlation_id, returned.properties.reply_to) == ("t", replies.name)
@@ -233,16 +242,19 @@ async def test_what_the_broker_wrote_while_it_held_the_request_is_not_sent_on(
     service, stranger = Service(), await bystander()
 
     @service.method
-    async def work() -> None:
-        gate._entered.release()
+    async def work(ctx: Context) -> None:
+        if ctx.attempt == 2:
+            await gate.wait()
         raise Retry(delay=0.1)
 
-    first = await worker(service)
+    first = await worker(service, grace=PATIENCE)
     replies = await stranger.reply_queue()
     await stranger.request(request_for("work", task_id="t", reply_to=replies.name, expiration=30.0))
-    await gate.entered(2)
-    await eventually(lambda: first.statistics().republisher.retried == 2)
-    await first.aclose()
+    await gate.entered()
+    closing = asyncio.ensure_future(first.aclose())
+    await eventually(lambda: first.health().reason == "draining")
+    gate.open()
+    await closing
     taken = await lose_run(url)
     headers = taken.properties.headers or {}
     assert [(death["queue"], death["count"]) for death in headers["x-death"]] == [(DELAY_QUEUE, 1)]

@@ -28,6 +28,12 @@ __all__ = ["ProcessFactory", "bystander", "overview", "patient_returns"]
 
 _MEMORY = "memory://"
 
+_BROKER_PATIENCE = 60.0
+"""Seconds that a broker gets to end what the test has closed.
+
+A channel of RabbitMQ 3.10 that published to a quorum queue as that was deleted may take five for each such queue.
+"""
+
 
 class ProcessFactory(Protocol):
     def __call__(self, name: str, **options: Any) -> Awaitable[WorkerProcess]: ...
@@ -60,7 +66,7 @@ async def opened(breaker: Breaker) -> AsyncIterator[AsyncExitStack]:
     """What the factories opened, closed in reverse order; neither connection nor reply queue is left of it."""
     async with AsyncExitStack() as stack:
         yield stack
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(_BROKER_PATIENCE):
         while await breaker.leftovers():  # noqa: ASYNC110 - the broker notices the end of a connection in its own time
             await asyncio.sleep(0.01)
 

@@ -38,17 +38,26 @@ _ROOT: Final = Path(__file__).resolve().parents[2]
 _PROGRAM: Final = """
 import asyncio, sys
 from aiorpcq import Client
+from aiorpcq.protocol.calls import Sending
 
 async def main(url, timeout, count):
     async with Client(url, timeout=float(timeout)) as client:
-        await asyncio.gather(*(client.call("wait", number) for number in range(int(count))))
+        calls = [asyncio.ensure_future(client.call("wait", number)) for number in range(int(count))]
+        pending = client._session.router().table.pending
+        while len(pending) < len(calls) or any(call.sending is not Sending.CONFIRMED for call in pending.values()):
+            await asyncio.sleep(0.001)
+        print("confirmed", flush=True)
+        await asyncio.gather(*calls)
 
 asyncio.run(main(*sys.argv[1:]))
 """
 
 
 class Caller(Protocol):
-    """Calls `wait` ten times, and dies when it is told to. *replies* is its reply queue, once a call of it is there."""
+    """Calls `wait` ten times, each confirmed, and dies when it is told to.
+
+    *replies* is its reply queue, once a call of it is there.
+    """
 
     async def call(self, timeout: float = 30.0) -> None: ...
 
@@ -69,7 +78,12 @@ class CallerProcess:
     async def call(self, timeout: float = 30.0) -> None:
         self._others = await self._reply_queues()
         arguments = (self._url, str(timeout), str(_CALLS))
-        self._process = await asyncio.create_subprocess_exec(sys.executable, "-c", _PROGRAM, *arguments, cwd=_ROOT)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _PROGRAM, *arguments, cwd=_ROOT, stdout=asyncio.subprocess.PIPE
+        )
+        assert self._process.stdout is not None
+        async with asyncio.timeout(PATIENCE):
+            assert await self._process.stdout.readline() == b"confirmed\n"
 
     async def die(self) -> None:
         if self._process is not None and self._process.returncode is None:
@@ -220,7 +234,6 @@ async def test_row_17_queued_requests_of_a_caller_that_died_are_dropped_when_the
     serving = await party.start(worker)
     await party.occupy(client, ledger)
     await doomed.call(timeout=_EXPIRATION)
-    await until_queued(breaker, 2 * _CALLS)
     await doomed.die()
     await until_left(breaker, _CALLS)
     await party.release()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
 import pytest
 
 from aiorpcq import Client, ConnectionLost, Service, Worker
+from tests.contract.breaking import only_lost
 from tests.contract.parties import ClientFactory, WorkerFactory, eventually
 from tests.node import Node
 from tests.node.control import binary, channels_of
@@ -23,7 +24,7 @@ from .waiting import Waiting
 
 _CALLS = 1_000
 _ROUNDS = 3
-_TIMEOUT = 2.0
+_TIMEOUT = 10.0
 _PLACES = 100
 
 # Records of AMQP 0-9-1 methods, as rabbit_framing has them: a passive declaration, and an unknown delivery tag.
@@ -58,10 +59,12 @@ class Breaks:
         self._code = code
         self._log = log
 
-    async def outcomes_of_load(self, ledger: Ledger, caller: Client, serving: Worker) -> Sequence[Any]:
+    async def outcomes_of_load(
+        self, ledger: Ledger, caller: Client, serving: Worker, jump: Callable[[float], None] | None = None
+    ) -> Sequence[Any]:
         """Make calls, and have the channel closed as soon as the first answers are there; three times.
 
-        The next time is when the loss is noticed, and there is another channel.
+        The next time is when the loss is noticed, and there is another channel. *jump* ends what was lost with it.
         """
         calls: list[asyncio.Task[Any]] = []
         for number in range(1, _ROUNDS + 1):
@@ -71,6 +74,9 @@ class Breaks:
             await self._breaker.close_channels(self._side, self._code)
             await eventually(lambda number=number: self._noticed == number)  # type: ignore[misc]
             await eventually(lambda: caller.health().ready and serving.health().ready)
+        if jump is not None:
+            await only_lost(caller)
+            jump(_TIMEOUT + 1)
         return await ledger.outcomes(calls)
 
     @property
@@ -109,12 +115,13 @@ async def test_row_35_a_client_whose_channel_is_closed_resolves_what_was_not_con
     ledger: Ledger,
     code: ChannelError,
     caplog: pytest.LogCaptureFixture,
+    jump: Callable[[float], None],
 ) -> None:
     counting = Counting()
     serving = await worker(counting.service)
     caller = await client(timeout=_TIMEOUT)
     connections = await breaker.connections()
-    outcomes = await Breaks(breaker, "client", code, caplog).outcomes_of_load(ledger, caller, serving)
+    outcomes = await Breaks(breaker, "client", code, caplog).outcomes_of_load(ledger, caller, serving, jump)
     for number, outcome in enumerate(outcomes):
         if isinstance(outcome, ConnectionLost):
             assert outcome.maybe_executed

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from aiorpcq import Client, ConnectFailed, ConnectionLost, Worker
 from aiorpcq.transports.memory import memory_broker
+from tests.contract.breaking import next_generation, only_lost
 from tests.contract.parties import ClientFactory, WorkerFactory, calculator, eventually
 from tests.node import Node
 from tests.proxy import Proxy
@@ -49,16 +50,26 @@ async def test_row_30_bytes_sliced_to_one_give_the_same_results(
 @pytest.mark.parametrize("size", CUTS)
 @pytest.mark.parametrize("direction", ["to_broker", "to_client"])
 async def test_row_30_a_client_cut_in_mid_frame_settles_every_call_and_reconnects(
-    client: ClientFactory, worker: WorkerFactory, ledger: Ledger, proxy: Proxy, url: str, direction: str, size: int
+    client: ClientFactory,
+    worker: WorkerFactory,
+    ledger: Ledger,
+    proxy: Proxy,
+    url: str,
+    jump: Callable[[float], None],
+    direction: str,
+    size: int,
 ) -> None:
     await worker(calculator())
-    # A request that may be lost with the connection is not sent again: it is settled at its deadline at the latest.
-    caller = await client(url=proxy.url(url), timeout=1.0)
+    caller = await client(url=proxy.url(url), timeout=10)
     getattr(proxy, direction).cut_after(size)
     calls = [ledger.call(caller, "add", number, 1) for number in range(_CALLS)]
+    await proxy.wait_connections(2)
+    await next_generation(caller)
+    # A request that may be lost with the connection is not sent again: it is settled at its deadline at the latest.
+    await only_lost(caller)
+    jump(11)
     for number, outcome in enumerate(await ledger.outcomes(calls)):
         assert outcome == number + 1 or (isinstance(outcome, ConnectionLost) and outcome.maybe_executed)
-    await proxy.wait_connections(2)
     assert await caller.call("add", 1, 2) == 3
     assert caller.statistics().generation == 2
     assert proxy.open == 1

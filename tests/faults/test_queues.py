@@ -16,7 +16,7 @@ from tests.contract.parties import PATIENCE, ClientFactory, Gate, WorkerFactory,
 from tests.node import Node
 from tests.node.control import channels_of
 
-from .breaking import Breaker, until_left
+from .breaking import Breaker, until_left, until_queued
 from .ledger import Ledger
 from .marks import amqp_only, memory_only
 
@@ -49,21 +49,28 @@ def gated(kind: Kind = "classic") -> tuple[Service, Gate, Counter[int]]:
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 async def test_row_13_a_service_queue_that_is_deleted_is_declared_and_consumed_again(
-    client: ClientFactory, worker: WorkerFactory, ledger: Ledger, breaker: Breaker, kind: Kind
+    client: ClientFactory,
+    worker: WorkerFactory,
+    ledger: Ledger,
+    breaker: Breaker,
+    jump: Callable[[float], None],
+    kind: Kind,
 ) -> None:
     service, gate, runs = gated(kind)
     serving = await worker(service, concurrency=5)
     caller = await client()
     running = [ledger.call(caller, "wait", number) for number in range(5)]
     await gate.entered(5)
-    waiting = [ledger.call(caller.with_options(timeout=0.5), "wait", number) for number in range(5, 10)]
-    await caller.cast("wait", -1)  # it is confirmed, so those before it are in the queue
+    waiting = [ledger.call(caller.with_options(timeout=10), "wait", number) for number in range(5, 10)]
+    await until_queued(breaker, 10)
     before = standing(serving)
     await breaker.delete_queue(_QUEUE)
     await until_back(serving, before)
     gate.open()
     assert await ledger.outcomes(running) == list(range(5))
-    for outcome in await ledger.outcomes(waiting):  # gone with the queue
+    assert not any(call.done() for call in waiting)  # gone with the queue
+    jump(11)
+    for outcome in await ledger.outcomes(waiting):
         assert isinstance(outcome, DeadlineExceeded)
         assert outcome.maybe_executed
     assert await ledger.outcomes([ledger.call(caller, "wait", number) for number in range(10, 30)]) == [*range(10, 30)]

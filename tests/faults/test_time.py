@@ -52,13 +52,13 @@ async def test_row_25_a_run_past_its_deadline_is_stopped_whatever_the_workers_cl
 ) -> None:
     """By the time it has left on the monotonic clock."""
     process = await worker_process("off", clock_offset=offset)
-    caller = await client(timeout=0.3)
+    caller = await client(timeout=_SLACK)
     began = time.monotonic()
     for outcome in await ledger.outcomes([ledger.call(caller, "wait", number) for number in range(20)]):
         assert isinstance(outcome, DeadlineExceeded)
         assert outcome.maybe_executed
     await process.event("cancelled", count=20)
-    assert 0.3 <= time.monotonic() - began < 0.3 + _SLACK
+    assert _SLACK <= time.monotonic() - began < 2 * _SLACK
 
 
 @amqp_only
@@ -129,9 +129,9 @@ async def test_row_25_a_run_is_stopped_when_it_is_past_its_deadline_by_more_than
     serving = await worker(service)
     stranger = await bystander()
     replies = await stranger.reply_queue()
-    await stranger.request(timed("t", replies.name, left=30.0, offset=-30.0 - _TOLERANCE + 1.0))
+    await stranger.request(timed("t", replies.name, left=30.0, offset=-30.0 - _TOLERANCE + _SLACK))
     await gate.entered()
-    async with asyncio.timeout(1.0 + _SLACK):
+    async with asyncio.timeout(2 * _SLACK):
         states = await replies.until_terminal()
     name, value = states[-1]
     assert (name, value["error"], value["maybe_executed"]) == ("FAILURE", "DeadlineExceeded", True)

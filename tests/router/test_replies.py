@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from uuid import uuid4
 
 import pytest
 
-from aiorpcq import Client, ConnectFailed, Unroutable, Worker
+from aiorpcq import Client, ConnectFailed, ConnectionLost, Unroutable, Worker
 from aiorpcq.testing import memory_broker
+from tests.contract.breaking import only_lost
 from tests.contract.parties import PATIENCE, calculator, eventually
 from tests.node import Node
 
@@ -71,11 +73,18 @@ async def test_a_client_is_opened_while_an_alarm_keeps_the_broker_from_answering
         assert caller.statistics().generation == 1
 
 
-async def test_an_exchange_that_was_deleted_is_declared_again(node: Node, vhost: str, broker_url: str) -> None:
-    async with Client(broker_url, timeout=0.5) as caller:
+async def test_an_exchange_that_was_deleted_is_declared_again(
+    node: Node, vhost: str, broker_url: str, jump: Callable[[float], None]
+) -> None:
+    async with Client(broker_url, timeout=10) as caller:
         node.delete_exchange("rpc", vhost)
-        with pytest.raises(Exception, match="confirmed"):
-            await caller.call("add", 1, 2)
+        call = asyncio.ensure_future(caller.call("add", 1, 2))
+        await eventually(lambda: caller.statistics().pending == 1)
+        await only_lost(caller)
+        await eventually(lambda: caller.health().ready)
+        jump(11)
+        with pytest.raises(ConnectionLost, match="confirmed"):
+            await call
         with pytest.raises(Unroutable):  # from here on a worker that declares its queue is found
             await caller.call("add", 1, 2)
         async with Worker(broker_url, [calculator()]), asyncio.timeout(PATIENCE):

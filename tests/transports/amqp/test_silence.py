@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
@@ -11,11 +12,11 @@ import pytest
 from aiorpcq.protocol.messages import Outcome, Properties, Publication
 from aiorpcq.protocol.topology import Queue
 from aiorpcq.transports.amqp.connection import AMQPLink, AMQPTransport
+from aiorpcq.transports.amqp.stream import _LOOKS_PER_HEARTBEAT
 from aiorpcq.transports.base import Delivery
 from tests.proxy import Proxy
 
 HEARTBEAT = 1
-SLOWNESS = 0.5  # of the machine, in seconds
 WAIT = 20.0
 
 
@@ -45,20 +46,19 @@ def publish(link: AMQPLink, body: bytes) -> asyncio.Future[Outcome]:
 
 @pytest.mark.parametrize("way", ["both", "to_client"])
 async def test_silence_without_an_end_loses_the_link_within_two_heartbeats(
-    proxy: Proxy, link: AMQPLink, way: str
+    looks: Counter[float], proxy: Proxy, link: AMQPLink, way: str
 ) -> None:
-    loop = asyncio.get_running_loop()
     await link.declare(Queue("q"))
     if way == "both":
         proxy.blackhole()
     else:
         proxy.to_client.blackhole()
-    since = loop.time()
+    before = looks[HEARTBEAT]
     outcome = publish(link, b"x")
     async with asyncio.timeout(WAIT):
         reason = await asyncio.shield(link.lost)
         assert await outcome is Outcome.LOST
-    assert loop.time() - since <= 2 * HEARTBEAT + SLOWNESS
+    assert looks[HEARTBEAT] - before <= 2 * _LOOKS_PER_HEARTBEAT
     assert f"silent for 2 heartbeats of {HEARTBEAT} s" in str(reason)
 
 
