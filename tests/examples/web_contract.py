@@ -6,10 +6,9 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -22,6 +21,7 @@ from aiorpcq import Service, Worker
 from examples import task_events
 from examples.worker import service as example_service
 from tests.node import Node
+from tests.node.ports import Ports
 
 __all__ = ["RunningServer", "WebContract"]
 
@@ -262,7 +262,7 @@ class WebContract:
     async def test_it_runs_as_its_readme_says_and_stops_on_sigterm_with_a_stream_open(self, broker_url: str) -> None:
         async with AsyncExitStack() as stack:
             worker = await stack.enter_async_context(program("examples.worker", broker_url))
-            port = free_port()
+            (port,) = stack.enter_context(closing(Ports(1))).numbers
             application = await stack.enter_async_context(program(self.module, broker_url, port))
             http = await stack.enter_async_context(
                 httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20)
@@ -320,12 +320,6 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(_PROMPT):
         while not condition():  # noqa: ASYNC110  # what it waits for tells nobody
             await asyncio.sleep(0.005)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @asynccontextmanager
