@@ -41,10 +41,10 @@ async def attempt(
                 await _check_workers(session, router, route, until)
             if session.waits:
                 await router.waitlist.enter(session, session.max_pending, until)
-            if session.is_closed:
-                raise ConnectionLost("the client was closed")
             remaining = None if until is None else max(0.0, until - router.now())
             try:
+                if session.is_closed:
+                    raise ConnectionLost("the client was closed")
                 value = await perform(replace(options, timeout=remaining, retries=0, require_workers=False))
             finally:
                 router.waitlist.admit()  # it may have failed before it registered its call, whose end would do this

@@ -291,7 +291,7 @@ class Executor:
         if execution.request.states:
             state = {"reason": text_of(error), "delay": delay, "attempt": execution.attempt}
             self._publisher.announce(execution, RETRY, state)
-        ended = self._table.retry(execution, self._loop.time())
+        ended = self._table.retry(execution, self._loop.time(), delay)
         refused = partial(self._publisher.reject, execution, _without_own_frames(error), raised=True)
         then = partial(_retried, execution, ended)
         self._republisher.retry(places.service, execution, delay, then=then, refused=refused)

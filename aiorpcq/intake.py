@@ -152,7 +152,7 @@ class Intake:
         self._republisher.retry(
             places.service,
             execution,
-            0.0,
+            max(0.0, ended.due - self._loop.time()),
             then=execution.delivery.ack,
             refused=partial(self._publisher.reject, execution, full),
         )

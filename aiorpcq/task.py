@@ -194,7 +194,7 @@ class StateStream:
     """The states of one task, in order; what `Client.stream` and `Task.stream` return.
 
     Cancelling the wait for the next state, as `asyncio.wait_for` does, loses nothing: the iteration can go on. `aclose`
-    lets go of the task; so does dropping the stream.
+    lets go of the task, at once; so does dropping the stream, with the event loop's next step.
     """
 
     __slots__ = ("_call", "_find", "_loop", "_overflow", "_position", "_router", "_session")

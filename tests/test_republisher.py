@@ -363,6 +363,28 @@ async def test_a_retry_whose_confirm_is_lost_with_the_link_makes_no_second_chain
         assert (attempts, broker.queue_depth(QUEUE.name)) == ([1, 2, 3], 0)
 
 
+async def test_a_retry_that_the_broker_has_taken_back_is_made_no_sooner() -> None:
+    """Its request comes again at once, its channel being closed, and not the next attempt with it."""
+    url = f"memory://{uuid4().hex}"
+    broker, service, times = memory_broker(url.removeprefix("memory://")), Service(), list[float]()
+    loop = asyncio.get_running_loop()
+
+    @service.method
+    async def run(ctx: Context) -> int:
+        times.append(loop.time())
+        if ctx.attempt == 1:
+            broker.close_channels(lambda link: any(queue.startswith("rpc.control.") for queue in link.queues))
+            raise Retry(delay=0.5)
+        return ctx.attempt
+
+    async with Bystander.connected(url) as stranger, Worker(url, [service]):
+        replies = await stranger.reply_queue()
+        await stranger.request(request_for("run", task_id="t", reply_to=replies.name))
+        assert await answer_to(replies, "t") == ("SUCCESS", 2)
+    first, second = times
+    assert second - first >= 0.5
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.1])
 async def test_a_retry_that_is_lost_with_the_link_is_made_once_more(delay: float) -> None:
     url = f"memory://{uuid4().hex}"

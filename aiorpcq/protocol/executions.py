@@ -59,15 +59,17 @@ _MOST_RETRIES: Final = 10_000
 class EndedAttempt:
     """An attempt that ended here with another one to be made; *is_out* tells whether that is known to be at the broker.
 
-    *origin* is the reply queue its request was first sent with, *ended_at* a time of the monotonic clock.
+    *origin* is the reply queue its request was first sent with; *ended_at* and *due*, before which the next attempt is
+    not to be made, are times of the monotonic clock.
     """
 
-    __slots__ = ("attempt", "ended_at", "is_out", "origin")
+    __slots__ = ("attempt", "due", "ended_at", "is_out", "origin")
 
-    def __init__(self, execution: Execution, now: float) -> None:
+    def __init__(self, execution: Execution, now: float, delay: float) -> None:
         self.attempt = execution.attempt
         self.origin = execution.origin
         self.ended_at = now
+        self.due = now + delay
         self.is_out = False
 
 
@@ -132,7 +134,8 @@ class Execution:
     def may_have_run(self) -> bool:
         """Whether there may have been a run before this one, or may be one elsewhere."""
         delivery = self.delivery
-        before: bool = delivery.redelivered or delivery.is_void
+        history = self.request.history
+        before: bool = delivery.redelivered or delivery.is_void or (history is not None and history.origin is not None)
         return before or self.attempt > 1 or self.losses > 0 or self.overtaken
 
 
@@ -251,11 +254,14 @@ class ExecutionTable:
             self._wheel.discard(execution.slot, execution)
         execution.phase = ExecutionPhase.STOPPING
 
-    def retry(self, execution: Execution, now: float) -> EndedAttempt:
-        """Remove *execution*, whose next attempt is on its way to the broker: this one is not to run again here."""
+    def retry(self, execution: Execution, now: float, delay: float = 0.0) -> EndedAttempt:
+        """Remove *execution*, whose next attempt, after *delay* seconds, is on its way to the broker.
+
+        This one is not to run again here.
+        """
         self.abandon(execution)
         retries = self.retries
-        ended = retries[execution.key] = EndedAttempt(execution, now)
+        ended = retries[execution.key] = EndedAttempt(execution, now, delay)
         retries.move_to_end(execution.key)
         if len(retries) > _MOST_RETRIES:
             retries.popitem(last=False)

@@ -38,13 +38,15 @@ def unknown_error(call: Call, before: str) -> RPCError:
 def refused_error(call: Call, publication: Publication, outcome: Outcome, *, repeated: bool) -> RPCError:
     """Return what it is to *call* that the broker returned its request, or would not take it.
 
-    Where the request was *repeated* the first may have been run.
+    Where the request was *repeated* the first may have been run, and so may one that a worker has said to have: the
+    broker also says no where a queue ends before it confirms.
     """
+    maybe_executed = repeated or call.name != PENDING
     if outcome is Outcome.RETURNED:
         text = f"no queue is bound for {publication.routing_key!r}"
-        return Unroutable(text, task_id=call.task_id, maybe_executed=repeated)
+        return Unroutable(text, task_id=call.task_id, maybe_executed=maybe_executed)
     text = "the broker refused the request: its queue is full"
-    return Overloaded(text, task_id=call.task_id, maybe_executed=repeated)
+    return Overloaded(text, task_id=call.task_id, maybe_executed=maybe_executed)
 
 
 def returned_error(call: Call, properties: Properties, *, repeated: bool) -> RPCError:

@@ -10,7 +10,7 @@ import pytest
 from aiorpcq import Client, CodecError, ConnectionLost, DeadlineExceeded, NoWorkers, Overloaded, Service, Unroutable
 
 from .breaking import Breaking, kept_apart, next_generation
-from .parties import BystanderFactory, ClientFactory, Gate, WorkerFactory, calculator, eventually
+from .parties import PATIENCE, BystanderFactory, ClientFactory, Gate, WorkerFactory, calculator, eventually
 from .understudy import Understudy
 
 
@@ -160,6 +160,26 @@ async def test_nobody_takes_the_place_of_a_call_that_was_let_in(client: ClientFa
     gate.open()
     await others
     assert await waited == 3
+
+
+async def test_a_call_that_was_let_in_as_its_client_closes_leaves_its_turn_to_another(
+    client: ClientFactory, worker: WorkerFactory
+) -> None:
+    gate = Gate()
+    await worker(waiting(gate))
+    closing, staying = [await client(max_pending=1, when_full="wait", timeout=None) for _ in range(2)]
+    first = asyncio.ensure_future(staying.call("wait"))
+    await gate.entered()
+    calls = [asyncio.ensure_future(caller.call("add", 1, 2)) for caller in (closing, staying)]
+    await eventually(lambda: len(staying._session.router().waitlist) == 2)
+    first.cancel()
+    await asyncio.sleep(0)
+    assert staying._session.router().waitlist.admitted == 1
+    await closing.aclose()
+    with pytest.raises(ConnectionLost, match="the client was closed"):
+        await calls[0]
+    async with asyncio.timeout(PATIENCE):
+        assert await calls[1] == 3
 
 
 async def test_a_call_that_fails_before_it_is_made_leaves_no_room_behind(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -272,6 +273,32 @@ def test_what_a_later_attempt_comes_for_is_known_to_have_run_elsewhere(again: Re
     table.begin(again, "second", None, 0.0)
     table.begin(request(), "third", None, 0.0)
     assert execution.overtaken is overtaken
+
+
+@dataclass
+class Given:
+    """What a table may ask a delivery."""
+
+    redelivered: bool = False
+    is_void: bool = False
+
+
+@pytest.mark.parametrize(
+    ("again", "delivery", "may_have_run"),
+    [
+        (request(), Given(), False),
+        (request(history=History(republished=True)), Given(), False),
+        (request(), Given(redelivered=True), True),
+        (request(), Given(is_void=True), True),
+        (request(attempt=2), Given(), True),
+        (request(history=History(losses=1)), Given(), True),
+        (request(history=History(origin="rpc.reply.0")), Given(), True),
+    ],
+)
+def test_a_request_may_have_run_before_or_elsewhere(again: Request, delivery: Given, may_have_run: bool) -> None:
+    table = ExecutionTable(CacheLimits())
+    _, execution = table.begin(again, delivery, None, 0.0)
+    assert execution.may_have_run is may_have_run
 
 
 def test_an_earlier_attempt_than_the_one_that_has_ended_is_answered() -> None:
