@@ -113,7 +113,7 @@ async def test_a_cast_without_part_in_the_table_is_acknowledged_and_its_failure_
 class _Settled:
     """A delivery that counts its acknowledgements."""
 
-    redelivered = False
+    redelivered = is_void = False
 
     def __init__(self) -> None:
         self.acks = 0
