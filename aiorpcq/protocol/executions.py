@@ -1,7 +1,8 @@
 """The worker's table: what runs, what has ended, and what to do with a request that comes again.
 
-A request whose task still runs here is adopted: the run goes on under the new delivery. One whose attempt has ended is
-answered from the cache of terminal states. So within one worker an attempt never runs twice while its entry is held.
+A request whose task still runs here is adopted: the run goes on under the new delivery. One whose task has ended, in
+whichever attempt, is answered from the cache of terminal states. So within one worker a task that has ended never runs
+again while its entry is held.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Verdict(Enum):
     ADOPTED = "adopted"
     """The task runs here already; it goes on under the new delivery."""
     ANSWERED = "answered"
-    """The attempt has ended here; its terminal state is to be sent again."""
+    """The task has ended here; its terminal state is to be sent again."""
     REFUSED = "refused"
     """Another caller's task of the same id runs here; this one's execution is not registered."""
     SUPERSEDED = "superseded"
@@ -191,7 +192,8 @@ class ExecutionTable:
                     running.overtaken = True
                 return Verdict.ADOPTED, running
             return Verdict.REFUSED, execution
-        terminal = self.cache.get(key, execution.task_id, origin, execution.attempt)
+        # A later attempt comes where another worker took this one's run for lost; the answer of that is here.
+        terminal = self.cache.get(key, execution.task_id, origin)
         if self.retries and terminal is None and self._is_superseded(execution, now):
             return Verdict.SUPERSEDED, execution
         self.running[key] = execution

@@ -85,14 +85,14 @@ class TerminalCache:
         head = self._heads[envelope] = _SINCE.pack(self._now) + marshal.dumps(envelope)
         return head
 
-    def get(self, key: str, task_id: str, origin: str | None, attempt: int = 1) -> StateMessage | None:
-        """Return the terminal state that was entered for a caller, of *attempt* or a later one."""
+    def get(self, key: str, task_id: str, origin: str | None) -> StateMessage | None:
+        """Return the terminal state that was entered for a caller, whichever attempt it is of."""
         body = self._bodies.get(key)
         if body is None:
             return None
         head = self._delivered.get(key) or self._returned[key]
         name, content_type, content_encoding, sequence, ended, entered_for = marshal.loads(head[_SINCE.size :])
-        if entered_for != origin or ended < attempt:
+        if entered_for != origin:
             return None
         return StateMessage(task_id, name, body, content_type, content_encoding, ended, sequence)
 

@@ -22,13 +22,7 @@ def test_a_state_comes_back_as_it_was_but_for_who_sent_it() -> None:
     cache = TerminalCache(CacheLimits())
     message = StateMessage("t", "FAILURE", b"body", "application/json", "gzip", 3, 7)
     cache.put("t", message, "queue", 0.0)
-    assert cache.get("t", "t", "queue", 3) == message
-
-
-def test_it_answers_the_attempt_that_ended_and_those_before() -> None:
-    cache = TerminalCache(CacheLimits())
-    cache.put("t", success(attempt=2), "queue", 0.0)
-    assert [cache.get("t", "t", "queue", attempt) is not None for attempt in (1, 2, 3)] == [True, True, False]
+    assert cache.get("t", "t", "queue") == message
 
 
 def test_it_answers_nobody_who_cannot_name_the_reply_queue() -> None:
@@ -52,7 +46,7 @@ def test_a_state_takes_the_place_of_the_one_before() -> None:
     cache.mark_returned("t")
     cache.put("t", success(attempt=2, size=10), "queue", 0.0)
     assert (len(cache), cache.size, cache.evicted) == (1, OVERHEAD + 10, 0)
-    assert cache.get("t", "t", "queue", 2) == success(attempt=2, size=10)
+    assert cache.get("t", "t", "queue") == success(attempt=2, size=10)
 
 
 def test_marking_what_is_not_there_does_nothing() -> None:
