@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Literal, Protocol
 
+import pytest
+
 from aiorpcq.transports.memory import BrokerLink, MemoryBroker
 from tests.contract.parties import PATIENCE
 from tests.node import Node
@@ -45,6 +47,9 @@ class Breaker(Protocol):
 
     async def messages(self, queue: str) -> int:
         """How many messages a queue holds, those delivered and not acknowledged included."""
+
+    async def describe(self, queue: str) -> str:
+        """What a queue holds and who consumes from it, for whoever did not find there what was to be."""
 
     async def leftovers(self) -> list[str]:
         """Connections and reply queues: nothing of them may outlive clients and workers."""
@@ -89,6 +94,9 @@ class MemoryBreaker:
         statistics = self._broker.statistics().queues[queue]
         return statistics.depth + statistics.unsettled
 
+    async def describe(self, queue: str) -> str:
+        return str(self._broker.statistics().queues[queue])
+
     async def leftovers(self) -> list[str]:
         statistics = self._broker.statistics()
         queues = [name for name in statistics.queues if name.startswith(_REPLY_QUEUES)]
@@ -125,6 +133,9 @@ class NodeBreaker:
     async def messages(self, queue: str) -> int:
         return (await asyncio.to_thread(self._node.queues, self._vhost))[queue].messages
 
+    async def describe(self, queue: str) -> str:
+        return str((await asyncio.to_thread(self._node.queues, self._vhost))[queue])
+
     async def leftovers(self) -> list[str]:
         queues = await asyncio.to_thread(self._node.queues, self._vhost)
         connections = await asyncio.to_thread(self._node.connections, self._vhost)
@@ -148,9 +159,12 @@ async def until_queued(breaker: Breaker, count: int, queue: str = "rpc.default")
 
 
 async def _until_messages(breaker: Breaker, queue: str, is_enough: Callable[[int], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not is_enough(await breaker.messages(queue)):  # noqa: ASYNC110 - a broker tells nobody what it has
-            await asyncio.sleep(0.001)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not is_enough(await breaker.messages(queue)):  # noqa: ASYNC110 - a broker tells nobody what it has
+                await asyncio.sleep(0.001)
+    except TimeoutError:
+        pytest.fail(f"after {PATIENCE:g} s the queue is still {await breaker.describe(queue)}")
 
 
 def _is_client(link: BrokerLink) -> bool:
