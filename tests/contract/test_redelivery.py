@@ -44,23 +44,6 @@ async def test_a_request_that_comes_again_while_it_runs_is_adopted(
     await eventually(lambda: serving.statistics().running == 0)
 
 
-async def test_a_later_attempt_of_what_has_ended_is_answered_with_what_that_came_to(
-    worker: WorkerFactory, bystander: BystanderFactory
-) -> None:
-    """Another worker has counted a run as lost whose worker lives, and has the answer."""
-    service, runs = counting()
-    serving = await worker(service)
-    stranger = await bystander()
-    replies = await stranger.reply_queue()
-    await stranger.request(request_for("run", 1, task_id="t", reply_to=replies.name))
-    first = await replies.until_terminal()
-    counted = History(losses=1, republished=True)
-    await stranger.request(request_for("run", 1, task_id="t", reply_to=replies.name, attempt=2, history=counted))
-    assert (await replies.until_terminal())[-1] == first[-1]
-    assert (runs, serving.statistics().started) == ([1], 1)
-    assert serving.statistics().answered == 1
-
-
 async def test_an_adopted_request_leaves_nothing_in_the_queue(
     client: ClientFactory, worker: WorkerFactory, bystander: BystanderFactory
 ) -> None:
@@ -82,15 +65,20 @@ async def test_an_adopted_request_leaves_nothing_in_the_queue(
     assert (runs, second_runs) == ([1], [2])
 
 
+@pytest.mark.parametrize("step", [0, 1])
 async def test_a_request_that_comes_again_after_its_end_gets_the_same_answer(
-    worker: WorkerFactory, bystander: BystanderFactory
+    worker: WorkerFactory, bystander: BystanderFactory, step: int
 ) -> None:
+    """As a later attempt too: another worker has counted a run as lost whose worker lives, and has the answer."""
     service, runs = counting()
     serving = await worker(service)
     stranger = await bystander()
     replies = await stranger.reply_queue()
-    for _ in range(3):
-        await stranger.request(request_for("run", 1, task_id="t", reply_to=replies.name))
+    for losses in (0, step, 2 * step):
+        history = History(losses=losses, republished=True) if losses else None
+        await stranger.request(
+            request_for("run", 1, task_id="t", reply_to=replies.name, attempt=1 + losses, history=history)
+        )
         assert await replies.until_terminal() == [("SUCCESS", 1)]
         await eventually(lambda: serving.statistics().running == 0)
     assert runs == [1]
