@@ -133,7 +133,10 @@ class ResultPublisher:
         if execution.phase in _UNANSWERED:
             if execution.may_have_run:
                 error.maybe_executed = True
-            self._fail(execution, describe_error(error), kept=error.maybe_executed or not error.retryable)
+            description = describe_error(error)
+            if not error.maybe_executed:
+                execution.refusal = description
+            self._fail(execution, description, kept=error.maybe_executed or not error.retryable)
 
     def revoke(self, execution: Execution) -> None:
         """Publish REVOKED: the caller has cancelled the task, or is gone."""
@@ -176,7 +179,7 @@ class ResultPublisher:
         self._rejecting += 1
 
     def answer_again(self, execution: Execution) -> None:
-        """Publish the cached terminal state of an attempt that was delivered again."""
+        """Publish the cached terminal state of a task that was delivered again."""
         self._publish(execution)
 
     def _send_update(self, execution: Execution, name: str, body: EncodedBody) -> None:
@@ -256,10 +259,10 @@ class ResultPublisher:
         elif execution.acknowledged or link is None:
             # Either nothing follows, or the broker delivers the request again and it gets the state from the cache.
             if link is None:
-                self._lost += 1
+                self._lose(execution)
             else:
                 self._send(link, encode_state(terminal, reply_to))
-            self._table.end(execution)
+                self._table.end(execution)
         else:
             publication = encode_state(terminal, reply_to, self._settled_callback)
             if self._send(link, publication):
@@ -275,6 +278,21 @@ class ResultPublisher:
             logger.error("task %s cannot be answered: %s", publication.properties.correlation_id, error)  # noqa: TRY400
             return False
         return True
+
+    def _lose(self, execution: Execution) -> None:
+        """End *execution*, whose terminal state may not have reached the broker.
+
+        The broker gives its request to any worker. So what was not run here may be run there, and who is told of it
+        later is not to hear that it was not.
+        """
+        self._lost += 1
+        terminal, refusal = execution.terminal, execution.refusal
+        if terminal is not None and refusal is not None and not execution.acknowledged:
+            body = self._encode_failure({**refusal, "maybe_executed": True})
+            execution.terminal = StateMessage(
+                execution.task_id, FAILURE, *body, attempt=terminal.attempt, sequence=terminal.sequence
+            )
+        self._table.end(execution)
 
     def _settled(self, publication: Publication, outcome: Outcome) -> None:
         execution = self._unconfirmed.pop(publication)
@@ -294,8 +312,7 @@ class ResultPublisher:
             self._table.end(execution)
             execution.delivery.ack()
         else:
-            self._lost += 1
-            self._table.end(execution)
+            self._lose(execution)
         if not self._unconfirmed:
             self._on_idle()
 

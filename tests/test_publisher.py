@@ -10,7 +10,7 @@ import pytest
 from aiorpcq import CacheLimits, Codecs
 from aiorpcq.errors import DeadlineExceeded, Overloaded
 from aiorpcq.executionstates import ExecutionStates
-from aiorpcq.protocol.executions import ExecutionTable
+from aiorpcq.protocol.executions import ExecutionTable, Verdict
 from aiorpcq.protocol.messages import Request
 from aiorpcq.protocol.topology import Queue
 from aiorpcq.publisher import ResultPublisher
@@ -108,6 +108,33 @@ async def test_a_cast_without_part_in_the_table_is_acknowledged_and_its_failure_
     publisher.reject(execution, Overloaded("full"))
     assert (delivery.acks, "method method failed in a cast: Overloaded: full" in caplog.text) == (1, True)
     await link.close()
+
+
+@pytest.mark.parametrize("linked", [True, False])
+async def test_a_refusal_that_is_lost_is_not_repeated_as_if_nobody_could_have_run_it(linked: bool) -> None:
+    """The broker gives the request to any worker, and a later attempt of it may come back here."""
+    transport, codecs, table = MemoryTransport(f"memory://{uuid4().hex}"), Codecs(), ExecutionTable(CacheLimits())
+    publisher = ResultPublisher(table, codecs, 1 << 20, "worker", asyncio.get_running_loop(), lambda: None)
+    link, replies = await transport.connect(10), await transport.connect(10)
+    sent = asyncio.Queue[Delivery]()
+    await replies.declare(Queue(_REPLIES))
+    await replies.consume(_REPLIES, sent.put_nowait, no_ack=True)
+    _, execution = table.begin(Request("t", "method", b"", "", None, _REPLIES), _Settled(), None, 0.0)
+    if linked:
+        publisher.link = link
+    publisher.refuse(execution, DeadlineExceeded("too late", maybe_executed=False))
+    await link.close()
+    assert (table.running, publisher.statistics().lost) == ({}, 1)
+
+    publisher.link = replies
+    later = Request("t", "method", b"", "", None, _REPLIES, attempt=3)
+    verdict, again = table.begin(later, _Settled(), None, 1.0)
+    assert verdict is Verdict.ANSWERED
+    publisher.answer_again(again)
+    state = await sent.get()
+    said = codecs.decode(state.body, state.properties.content_type, None)
+    assert (said["error"], said["message"], said["maybe_executed"]) == ("DeadlineExceeded", "too late", True)
+    await replies.close()
 
 
 class _Settled:

@@ -60,15 +60,16 @@ _MOST_RETRIES: Final = 10_000
 class EndedAttempt:
     """An attempt that ended here with another one to be made; *is_out* tells whether that is known to be at the broker.
 
-    *origin* is the reply queue its request was first sent with; *ended_at* and *due*, before which the next attempt is
-    not to be made, are times of the monotonic clock.
+    *origin* is the reply queue its request was first sent with, *message_id* that of its call; *ended_at* and *due*,
+    before which the next attempt is not to be made, are times of the monotonic clock.
     """
 
-    __slots__ = ("attempt", "due", "ended_at", "is_out", "origin")
+    __slots__ = ("attempt", "due", "ended_at", "is_out", "message_id", "origin")
 
     def __init__(self, execution: Execution, now: float, delay: float) -> None:
         self.attempt = execution.attempt
         self.origin = execution.origin
+        self.message_id = execution.request.message_id
         self.ended_at = now
         self.due = now + delay
         self.is_out = False
@@ -81,6 +82,7 @@ class Execution:
     done before the run, *begun* that the run had its first step. *deadline* and *received_at* are on the monotonic
     clock. *origin* is the reply queue the request was first sent with, *reply_to* where its caller is now. *losses*
     are its runs that ended without an answer; *overtaken* says that a later attempt of it came while this one was here.
+    *refusal* describes the error it was answered with instead of a run, where that says so.
     """
 
     __slots__ = (
@@ -96,6 +98,7 @@ class Execution:
         "overtaken",
         "phase",
         "received_at",
+        "refusal",
         "reply_to",
         "request",
         "sequence",
@@ -130,6 +133,7 @@ class Execution:
         self.sequence = 0
         self.task: Any = None
         self.terminal: StateMessage | None = None
+        self.refusal: dict[str, Any] | None = None
 
     @property
     def may_have_run(self) -> bool:
@@ -274,6 +278,7 @@ class ExecutionTable:
         return (
             ended is not None
             and ended.origin == execution.origin
+            and ended.message_id == execution.request.message_id  # another call with its task id begins anew
             and execution.attempt <= ended.attempt
             and now - ended.ended_at < self._retries_age
         )

@@ -53,7 +53,7 @@ class TerminalCache:
     def put(self, key: str, message: StateMessage, origin: str | None, now: float) -> None:
         """Enter a terminal state of the caller that first sent its request with the reply queue *origin*.
 
-        It takes the place of an earlier attempt's, or of another caller's who chose the same id.
+        It takes the place of what is there under *key*, which may be another caller's who chose the same id.
         """
         if key in self._bodies:
             self._discard(key)

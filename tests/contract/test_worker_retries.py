@@ -291,6 +291,19 @@ async def test_a_busy_method_is_run_for_the_next_try_of_one_task(client: ClientF
     assert await caller.call("work") == "done"
 
 
+async def test_a_second_call_with_the_id_of_a_task_that_is_to_be_retried_is_run(
+    client: ClientFactory, worker: WorkerFactory
+) -> None:
+    """The worker remembers the retry of the first, to know a copy of its request; this is none."""
+    trying = Trying(Retry(delay=60))
+    serving, caller = await worker(trying.service), (await client()).with_options(task_id="mine")
+    await caller.with_options(timeout=None).submit("work")
+    await eventually(lambda: serving.statistics().republisher.retried == 1)
+    caller.forget("mine")
+    assert await caller.with_options(timeout=PATIENCE).call("work") == "done"
+    assert trying.attempts == [1, 1]
+
+
 async def test_a_busy_method_that_has_run_before_may_have_been_executed(
     worker: WorkerFactory, bystander: BystanderFactory
 ) -> None:

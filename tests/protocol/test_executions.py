@@ -25,9 +25,22 @@ FOREVER = 3600.0
 
 
 def request(
-    task_id: str = "t", attempt: int = 1, reply_to: str = "rpc.reply.1", history: History | None = None
+    task_id: str = "t",
+    attempt: int = 1,
+    reply_to: str = "rpc.reply.1",
+    history: History | None = None,
+    message_id: str | None = None,
 ) -> Request:
-    return Request(task_id, "add", b"", "application/msgpack", reply_to=reply_to, attempt=attempt, history=history)
+    return Request(
+        task_id,
+        "add",
+        b"",
+        "application/msgpack",
+        reply_to=reply_to,
+        attempt=attempt,
+        history=history,
+        message_id=message_id,
+    )
 
 
 def success(task_id: str = "t", attempt: int = 1, size: int = 0) -> StateMessage:
@@ -439,6 +452,13 @@ def test_another_callers_task_of_an_id_whose_attempt_has_ended_is_run() -> None:
     assert table.begin(request(reply_to="rpc.reply.2"), "foreign", None, 1.0)[0] is Verdict.RUN
 
 
+def test_another_call_with_the_id_of_an_attempt_that_has_ended_is_run() -> None:
+    table = ExecutionTable(CacheLimits())
+    retried(table, message_id="first")
+    assert table.begin(request(message_id="first"), "again", None, 1.0)[0] is Verdict.SUPERSEDED
+    assert table.begin(request(message_id="second"), "another", None, 1.0)[0] is Verdict.RUN
+
+
 def test_no_more_than_so_many_ended_attempts_are_known() -> None:
     table = ExecutionTable(CacheLimits())
     for number in range(10_001):
@@ -448,9 +468,11 @@ def test_no_more_than_so_many_ended_attempts_are_known() -> None:
     assert table.begin(request("1"), "again", None, 1.0)[0] is Verdict.SUPERSEDED
 
 
-def retried(table: ExecutionTable, task_id: str = "t", *, attempt: int = 1) -> EndedAttempt:
+def retried(
+    table: ExecutionTable, task_id: str = "t", *, attempt: int = 1, message_id: str | None = None
+) -> EndedAttempt:
     """Have *table* go through one run that is to be made again."""
-    verdict, execution = table.begin(request(task_id, attempt), "delivery", None, 0.0)
+    verdict, execution = table.begin(request(task_id, attempt, message_id=message_id), "delivery", None, 0.0)
     assert verdict is Verdict.RUN
     return table.retry(execution, 0.0)
 
