@@ -286,8 +286,8 @@ class ResultPublisher:
         later is not to hear that it was not.
         """
         self._lost += 1
-        terminal, refusal = execution.terminal, execution.refusal
-        if terminal is not None and refusal is not None and not execution.acknowledged:
+        terminal, refusal, is_kept = execution.terminal, execution.refusal, execution.answered_at is not None
+        if terminal is not None and refusal is not None and is_kept and not execution.acknowledged:
             body = self._encode_failure({**refusal, "maybe_executed": True})
             execution.terminal = StateMessage(
                 execution.task_id, FAILURE, *body, attempt=terminal.attempt, sequence=terminal.sequence

@@ -92,8 +92,6 @@ def publish(
         options.priority,
     )
     request.metadata = options.metadata
-    if options.task_id is not None:  # it may be that of an earlier call
-        request.message_id = router.ids.new()
     lineage = current_lineage.get()
     if lineage is not None:
         request.parent_id, request.root_id = lineage.task_id, lineage.root_id

@@ -60,16 +60,15 @@ _MOST_RETRIES: Final = 10_000
 class EndedAttempt:
     """An attempt that ended here with another one to be made; *is_out* tells whether that is known to be at the broker.
 
-    *origin* is the reply queue its request was first sent with, *message_id* that of its call; *ended_at* and *due*,
-    before which the next attempt is not to be made, are times of the monotonic clock.
+    *origin* is the reply queue its request was first sent with; *ended_at* and *due*, before which the next attempt is
+    not to be made, are times of the monotonic clock.
     """
 
-    __slots__ = ("attempt", "due", "ended_at", "is_out", "message_id", "origin")
+    __slots__ = ("attempt", "due", "ended_at", "is_out", "origin")
 
     def __init__(self, execution: Execution, now: float, delay: float) -> None:
         self.attempt = execution.attempt
         self.origin = execution.origin
-        self.message_id = execution.request.message_id
         self.ended_at = now
         self.due = now + delay
         self.is_out = False
@@ -278,7 +277,8 @@ class ExecutionTable:
         return (
             ended is not None
             and ended.origin == execution.origin
-            and ended.message_id == execution.request.message_id  # another call with its task id begins anew
+            # One that was neither delivered nor published before is no copy, but a later call with this task id.
+            and (execution.delivery.redelivered or execution.request.history is not None)
             and execution.attempt <= ended.attempt
             and now - ended.ended_at < self._retries_age
         )

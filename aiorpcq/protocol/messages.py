@@ -38,7 +38,6 @@ _REQUEST: Final = (
     "deadline",
     "expiration",
     "history",
-    "message_id",
     "metadata",
     "method",
     "parent_id",
@@ -164,7 +163,7 @@ class Request:
     *deadline* is the wall clock's time in seconds, None for a call without one; *expiration* is what was left of it, in
     seconds, when the request was sent. *states* tells whether the caller wants the states before the terminal one.
     *reply_to* is None for a cast. *attempt* counts the runs, lost and retried ones alike. *history* is None for a
-    request that was published once. *message_id* tells calls with one task id apart; None where the client made that.
+    request that was published once.
     """
 
     __slots__ = _REQUEST
@@ -186,7 +185,6 @@ class Request:
         root_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         history: History | None = None,
-        message_id: str | None = None,
     ) -> None:
         self.task_id = task_id
         self.method = method
@@ -203,7 +201,6 @@ class Request:
         self.root_id = root_id
         self.metadata = metadata
         self.history = history
-        self.message_id = message_id
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Request):

@@ -118,7 +118,6 @@ def encode_request(
             correlation_id=request.task_id,
             reply_to=reply_to,
             expiration=None if request.expiration is None else int(request.expiration * 1000),
-            message_id=request.message_id,
             type=request.method,
         ),
         request.body,
@@ -167,7 +166,6 @@ def decode_request(properties: Properties, body: bytes) -> Request:
             request.expiration = max(0, _integer(remaining, _REMAINING)) / 1000
         request.history = _history(headers)
     request.priority = properties.priority
-    request.message_id = properties.message_id
     return request
 
 

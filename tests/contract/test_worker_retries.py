@@ -294,7 +294,7 @@ async def test_a_busy_method_is_run_for_the_next_try_of_one_task(client: ClientF
 async def test_a_second_call_with_the_id_of_a_task_that_is_to_be_retried_is_run(
     client: ClientFactory, worker: WorkerFactory
 ) -> None:
-    """The worker remembers the retry of the first, to know a copy of its request; this is none."""
+    """The worker remembers the retry of the first, to know a copy of its request; this one is not."""
     trying = Trying(Retry(delay=60))
     serving, caller = await worker(trying.service), (await client()).with_options(task_id="mine")
     await caller.with_options(timeout=None).submit("work")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,24 +24,15 @@ ROUNDING = 1e-6
 ORIGINS = ("rpc.reply.1", "rpc.reply.2")
 FOREVER = 3600.0
 
+# Deliveries, as far as the table looks at them.
+AGAIN = SimpleNamespace(redelivered=True)
+ANEW = SimpleNamespace(redelivered=False)
+
 
 def request(
-    task_id: str = "t",
-    attempt: int = 1,
-    reply_to: str = "rpc.reply.1",
-    history: History | None = None,
-    message_id: str | None = None,
+    task_id: str = "t", attempt: int = 1, reply_to: str = "rpc.reply.1", history: History | None = None
 ) -> Request:
-    return Request(
-        task_id,
-        "add",
-        b"",
-        "application/msgpack",
-        reply_to=reply_to,
-        attempt=attempt,
-        history=history,
-        message_id=message_id,
-    )
+    return Request(task_id, "add", b"", "application/msgpack", reply_to=reply_to, attempt=attempt, history=history)
 
 
 def success(task_id: str = "t", attempt: int = 1, size: int = 0) -> StateMessage:
@@ -419,16 +411,25 @@ def test_an_attempt_that_ended_with_another_to_be_made_does_not_run_again() -> N
     table = ExecutionTable(CacheLimits())
     ended = retried(table, attempt=2)
     for attempt in (1, 2):
-        assert table.begin(request(attempt=attempt), "again", None, 1.0)[0] is Verdict.SUPERSEDED
+        assert table.begin(request(attempt=attempt), AGAIN, None, 1.0)[0] is Verdict.SUPERSEDED
+        copy = request(attempt=attempt, history=History(republished=True))
+        assert table.begin(copy, ANEW, None, 1.0)[0] is Verdict.SUPERSEDED
     assert (table.running, ended.is_out) == ({}, False)
-    assert table.begin(request(attempt=3), "next", None, 1.0)[0] is Verdict.RUN
+    assert table.begin(request(attempt=3), ANEW, None, 1.0)[0] is Verdict.RUN
+
+
+def test_another_call_with_the_id_of_an_attempt_that_has_ended_is_run() -> None:
+    """Nothing tells it of the first call's end, which may have come elsewhere."""
+    table = ExecutionTable(CacheLimits())
+    retried(table)
+    assert table.begin(request(), ANEW, None, 1.0)[0] is Verdict.RUN
 
 
 def test_a_task_whose_next_attempt_has_ended_here_is_answered_and_then_unknown() -> None:
     """As it is without any retry: an id may be used again."""
     table = ExecutionTable(CacheLimits(age=5.0))
     retried(table)
-    _, execution = table.begin(request(attempt=2), "next", None, 1.0)
+    _, execution = table.begin(request(attempt=2), ANEW, None, 1.0)
     terminal = success(attempt=2)
     table.answer(execution, terminal, 1.0)
     table.end(execution)
@@ -436,27 +437,20 @@ def test_a_task_whose_next_attempt_has_ended_here_is_answered_and_then_unknown()
     assert (verdict, again.terminal) == (Verdict.ANSWERED, terminal)
     table.end(again)
     table.expire(20.0)
-    assert table.begin(request(attempt=1), "later", None, 20.0)[0] is Verdict.RUN
+    assert table.begin(request(attempt=1), AGAIN, None, 20.0)[0] is Verdict.RUN
 
 
 def test_a_task_whose_next_attempt_went_elsewhere_is_known_for_as_long_as_an_answer_would_be() -> None:
     table = ExecutionTable(CacheLimits(age=5.0))
     retried(table)
-    assert table.begin(request(), "again", None, 4.9)[0] is Verdict.SUPERSEDED
-    assert table.begin(request(), "again", None, 5.0)[0] is Verdict.RUN
+    assert table.begin(request(), AGAIN, None, 4.9)[0] is Verdict.SUPERSEDED
+    assert table.begin(request(), AGAIN, None, 5.0)[0] is Verdict.RUN
 
 
 def test_another_callers_task_of_an_id_whose_attempt_has_ended_is_run() -> None:
     table = ExecutionTable(CacheLimits())
     retried(table)
-    assert table.begin(request(reply_to="rpc.reply.2"), "foreign", None, 1.0)[0] is Verdict.RUN
-
-
-def test_another_call_with_the_id_of_an_attempt_that_has_ended_is_run() -> None:
-    table = ExecutionTable(CacheLimits())
-    retried(table, message_id="first")
-    assert table.begin(request(message_id="first"), "again", None, 1.0)[0] is Verdict.SUPERSEDED
-    assert table.begin(request(message_id="second"), "another", None, 1.0)[0] is Verdict.RUN
+    assert table.begin(request(reply_to="rpc.reply.2"), AGAIN, None, 1.0)[0] is Verdict.RUN
 
 
 def test_no_more_than_so_many_ended_attempts_are_known() -> None:
@@ -464,15 +458,13 @@ def test_no_more_than_so_many_ended_attempts_are_known() -> None:
     for number in range(10_001):
         retried(table, str(number))
     assert len(table.retries) == 10_000
-    assert table.begin(request("0"), "again", None, 1.0)[0] is Verdict.RUN
-    assert table.begin(request("1"), "again", None, 1.0)[0] is Verdict.SUPERSEDED
+    assert table.begin(request("0"), AGAIN, None, 1.0)[0] is Verdict.RUN
+    assert table.begin(request("1"), AGAIN, None, 1.0)[0] is Verdict.SUPERSEDED
 
 
-def retried(
-    table: ExecutionTable, task_id: str = "t", *, attempt: int = 1, message_id: str | None = None
-) -> EndedAttempt:
+def retried(table: ExecutionTable, task_id: str = "t", *, attempt: int = 1) -> EndedAttempt:
     """Have *table* go through one run that is to be made again."""
-    verdict, execution = table.begin(request(task_id, attempt, message_id=message_id), "delivery", None, 0.0)
+    verdict, execution = table.begin(request(task_id, attempt), "delivery", None, 0.0)
     assert verdict is Verdict.RUN
     return table.retry(execution, 0.0)
 

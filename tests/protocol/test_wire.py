@@ -71,7 +71,6 @@ def requests(draw: st.DrawFn) -> Request:
         None if parent_id is None else draw(names),
         draw(st.none() | st.dictionaries(texts, texts, min_size=1, max_size=4)),
         draw(st.none() | histories),
-        draw(st.none() | names),
     )
 
 
