@@ -107,6 +107,7 @@ class AMQPLink:
         self._recovers_consumers = recovers_consumers(self._under.server_properties)
         await self._open_control()
         await self._open_lane()
+        self._set_writable(factory.protocol.writable)
 
     def _make_protocol(self, reader: asyncio.StreamReader) -> LaneProtocol:
         # Kept from its beginning: whatever interrupts the opening has to close the socket that there may be by then.
@@ -250,7 +251,6 @@ class AMQPLink:
         self._lane = self._protocol.open_lane(channel.number, self._on_return)
         self.publish = self._lane.publish  # directly: this is called for every message
         self._lane_stands = True
-        self._set_writable(self._protocol.writable)
 
     async def _wait_lane(self, subject: str) -> None:
         """Wait until the lane has a channel; raises `ConnectionLost`."""
@@ -291,6 +291,7 @@ class AMQPLink:
         logger.warning("%s; its %d consumers go on with another", error, len(ended))
         for consumer in ended:
             consumer.tell(error)
+        self._set_writable(self._protocol.writable)
 
     def _on_return(self, routing_key: str, properties: Properties) -> None:
         if self.on_returned is None:

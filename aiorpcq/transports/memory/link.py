@@ -229,10 +229,10 @@ class MemoryLink:
             return
         self.is_reopening = False
         self._lose_outbox()
-        if not self._broker.is_blocked:
-            self.resume()
         for consumer in ended:
             self._tell(consumer, reason)
+        if not self._broker.is_blocked:
+            self.resume()
 
     def _tell(self, consumer: Consumer, reason: RPCError) -> None:
         if self.is_lost or self.is_frozen or consumer.on_cancelled is None:

@@ -50,6 +50,16 @@ async def test_what_is_unconfirmed_is_lost_and_until_there_is_a_channel_all_is(b
     assert await asyncio.wait_for(publish(link, "q"), WAIT) is Outcome.CONFIRMED
 
 
+async def test_the_link_is_writable_again_when_its_consumers_have_been_told(bench: Bench, link: Link) -> None:
+    """So that an owner who looks at both never takes a consumer that has ended for one that stands."""
+    told: list[bool] = []
+    await link.declare(QUEUE)
+    await link.consume("q", Inbox(), on_cancelled=lambda _: told.append(link.writable))
+    await bench.close_channel(link)
+    await asyncio.wait_for(link.wait_writable(), WAIT)
+    assert told == [False]
+
+
 async def test_deliveries_in_hand_are_void_and_come_again(bench: Bench, link: Link) -> None:
     await link.declare(QUEUE)
     consuming = Consuming(link, "q")
