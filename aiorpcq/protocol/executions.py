@@ -277,7 +277,8 @@ class ExecutionTable:
         return (
             ended is not None
             and ended.origin == execution.origin
-            # One that was neither delivered nor published before is no copy, but a later call with this task id.
+            # One that was neither delivered nor published before is no copy, but a later call with this task id; or an
+            # idempotent cast that its client sent again, of which nothing tells the two apart.
             and (execution.delivery.redelivered or execution.request.history is not None)
             and execution.attempt <= ended.attempt
             and now - ended.ended_at < self._retries_age

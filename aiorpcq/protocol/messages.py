@@ -163,7 +163,7 @@ class Request:
     *deadline* is the wall clock's time in seconds, None for a call without one; *expiration* is what was left of it, in
     seconds, when the request was sent. *states* tells whether the caller wants the states before the terminal one.
     *reply_to* is None for a cast. *attempt* counts the runs, lost and retried ones alike. *history* is None for a
-    request that was published once.
+    request that was published once, and for a cast that its client sent again.
     """
 
     __slots__ = _REQUEST

@@ -85,8 +85,8 @@ class Link(Protocol):
 
     A link outlives the channel that carries its messages. Where the broker closes that (an error of ours, a consumer
     timeout, an administrator), what is unconfirmed ends as LOST, what is unsettled goes back to its queue, and the
-    consumers end with `on_cancelled` once another channel stands, and before the link is `writable` again: whoever
-    waits for that finds them told.
+    consumers end with `on_cancelled` once another channel stands, and before the link is `writable` again, unless the
+    socket or the broker makes it so in that very moment.
     """
 
     lost: asyncio.Future[RPCError]
